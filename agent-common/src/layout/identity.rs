@@ -1,0 +1,78 @@
+//! Who is who: cgroup -> identity, address -> identity.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::id::IdentityId;
+
+/// Bits of [`IdentSlot::flags`].
+pub mod flags {
+    /// The cgroup has been looked at under this policy; without it the socket is `unknown`.
+    pub const LABELLED: u8 = 1;
+    /// New child cgroups have this identity too (a unit, a container); else they start `unknown`.
+    pub const INHERIT: u8 = 2;
+    /// `uid_ident` may narrow it.
+    pub const ASK_UID: u8 = 4;
+    /// The identity comes from a workload that policy declares, not from a derived name. Only such
+    /// an acting task takes part in the check of the acting task.
+    pub const DECLARED: u8 = 8;
+}
+
+/// What one side of the maps says about a cgroup.
+///
+/// Shape: 16 bytes. All zero is "unknown, enforced".
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub struct IdentSlot {
+    /// The identity.
+    pub id: IdentityId,
+    /// [`crate::verdict::Mode`] of the door.
+    pub ingress_mode: u8,
+    /// [`crate::verdict::Mode`] of the exit.
+    pub egress_mode: u8,
+    /// 0 = drop, 1 = reset.
+    pub on_deny: u8,
+    /// Bits of [`flags`].
+    pub flags: u8,
+    /// Dense number of the endpoint on this node; 0 = none.
+    pub endpoint: u32,
+}
+layout!(IdentSlot, size 16, id @ 0, ingress_mode @ 8, egress_mode @ 9, on_deny @ 10, flags @ 11, endpoint @ 12);
+
+/// Value of `cgrp_ident` and `uid_ident`: one slot for each side.
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub struct IdentEntry {
+    /// By side: epoch & 1.
+    pub slots: [IdentSlot; 2],
+}
+layout!(IdentEntry, size 32, slots @ 0);
+
+/// Key of `uid_ident`.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd,
+)]
+#[repr(C)]
+pub struct UidKey {
+    /// Cgroup id.
+    pub cgroup: u64,
+    /// Owner of the socket.
+    pub uid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+layout!(UidKey, size 16, cgroup @ 0, uid @ 8, reserved @ 12);
+
+/// Key of `addr_ext` as the kernel's LPM trie wants it.
+///
+/// Shape: prefix length in bits over the mapped form (IPv4 /24 is 120), then the address.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd,
+)]
+#[repr(C)]
+pub struct PrefixKey {
+    /// 0 to 128.
+    pub bits: u32,
+    /// Network order, IPv4 mapped.
+    pub addr: [u8; 16],
+}
+layout!(PrefixKey, size 20, bits @ 0, addr @ 4);

@@ -1,0 +1,35 @@
+//! Map keys, map values and events: the bytes both sides share.
+//!
+//! - `#[repr(C)]`, integers and byte arrays only. A `bool` or an enum that holds a value the other
+//!   side did not expect is undefined behaviour.
+//! - No padding: it would be part of a hash key, and nobody zeroes it.
+//! - Integers are in host order, byte arrays in network order; addresses are 16 bytes, IPv4 mapped.
+
+/// The version of everything below. Raised with every change of a layout; part of the pin path.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Asserts at compile time the size in bytes and the offset of every field.
+macro_rules! layout {
+    ($name:ident, size $size:literal, $($field:ident @ $offset:literal),+ $(,)?) => {
+        const _: () = {
+            assert!(size_of::<$name>() == $size);
+            $(assert!(core::mem::offset_of!($name, $field) == $offset);)+
+            // Names every field, so that a new one cannot be left out of the list.
+            const fn every_field(value: $name) { let $name { $($field: _),+ } = value; }
+            let _ = every_field;
+        };
+    };
+}
+
+mod config;
+mod edge;
+mod event;
+mod flow;
+mod identity;
+pub mod names;
+
+pub use config::{DenyCounter, Settings};
+pub use edge::{EdgeEntry, EdgeKey, INLINE_RANGES, Range, RuleStat, SPILL_RANGES, SpillEntry, level};
+pub use event::{DenyKey, DenyRecord, DenyStat, Hook, KnownBy, record_flags};
+pub use flow::{FlowKey, FlowState, Role, SockState};
+pub use identity::{IdentEntry, IdentSlot, PrefixKey, UidKey, flags as ident_flags};

@@ -1,0 +1,96 @@
+//! Names of maps and programs. The kernel keeps 15 characters.
+
+/// Maps of maps and maps, by the name under which they are pinned.
+pub mod map {
+    /// `ARRAY_OF_MAPS` of 2: hash [`super::super::EdgeKey`] -> [`super::super::EdgeEntry`], by side.
+    pub const EDGES: &str = "edges";
+    /// `ARRAY_OF_MAPS` of 2: array of [`super::super::SpillEntry`], by side.
+    pub const SPILL: &str = "spill";
+    /// `ARRAY_OF_MAPS` of 2: LPM trie [`super::super::PrefixKey`] -> identity number, by side.
+    pub const ADDR_EXT: &str = "addr_ext";
+    /// Hash: cgroup id -> [`super::super::IdentEntry`].
+    pub const CGRP_IDENT: &str = "cgrp_ident";
+    /// Hash: [`super::super::UidKey`] -> [`super::super::IdentEntry`].
+    pub const UID_IDENT: &str = "uid_ident";
+    /// Array of 1: the epoch in force, as u64.
+    pub const EPOCH: &str = "epoch";
+    /// Array of 2: [`super::super::Settings`], by side.
+    pub const SETTINGS: &str = "settings";
+    /// Socket storage: [`super::super::SockState`].
+    pub const SOCKETS: &str = "sockets";
+    /// Hash: [`super::super::FlowKey`] -> [`super::super::FlowState`], for flows without a fixed socket.
+    pub const FLOWS: &str = "flows";
+    /// Hash: cgroup id -> number of its entries in `flows`.
+    pub const FLOW_QUOTA: &str = "flow_quota";
+    /// Per-CPU array: [`super::super::RuleStat`], rule number + capacity in odd epochs.
+    pub const RULE_STATS: &str = "rule_stats";
+    /// Ring buffer of [`super::super::DenyRecord`].
+    pub const EVENTS: &str = "events";
+    /// Per-CPU array of u64, indexed by [`super::super::DenyCounter`].
+    pub const DENY_COUNTS: &str = "deny_counts";
+    /// Hash: [`super::super::DenyKey`] -> [`super::super::DenyStat`].
+    pub const DENY_SEEN: &str = "deny_seen";
+    /// LRU hash: identity or cgroup -> token bucket.
+    pub const DENY_BUDGET: &str = "deny_budget";
+    /// Hash: (identity or cgroup, direction) -> folded denials.
+    pub const DENY_FOLDED: &str = "deny_folded";
+    /// Ring buffer: cgroup made or released.
+    pub const CGROUP_EVENTS: &str = "cgroup_events";
+
+    /// Every map, in the order in which they are pinned.
+    pub const ALL: [&str; 17] = [
+        EDGES,
+        SPILL,
+        ADDR_EXT,
+        CGRP_IDENT,
+        UID_IDENT,
+        EPOCH,
+        SETTINGS,
+        SOCKETS,
+        FLOWS,
+        FLOW_QUOTA,
+        RULE_STATS,
+        EVENTS,
+        DENY_COUNTS,
+        DENY_SEEN,
+        DENY_BUDGET,
+        DENY_FOLDED,
+        CGROUP_EVENTS,
+    ];
+}
+
+/// Programs.
+pub mod program {
+    /// Label of a new socket.
+    pub const SOCK_CREATE: &str = "ew_sock_create";
+    /// connect(2), IPv4.
+    pub const CONNECT4: &str = "ew_connect4";
+    /// connect(2), IPv6 and v4-mapped.
+    pub const CONNECT6: &str = "ew_connect6";
+    /// sendto(2) and sendmsg(2) with an address, IPv4.
+    pub const SENDMSG4: &str = "ew_sendmsg4";
+    /// The same, IPv6.
+    pub const SENDMSG6: &str = "ew_sendmsg6";
+    /// Everything a socket sends: the boundary.
+    pub const EGRESS: &str = "ew_egress";
+    /// Everything a socket receives: the boundary.
+    pub const INGRESS: &str = "ew_ingress";
+    /// A cgroup is made: it has an entry before mkdir(2) returns.
+    pub const CGROUP_MKDIR: &str = "ew_cgrp_mkdir";
+    /// A cgroup is gone and no socket refers to it.
+    pub const CGROUP_RELEASE: &str = "ew_cgrp_release";
+
+    /// Every program, in the order in which they are attached: the boundary first.
+    pub const ALL: [&str; 9] =
+        [CGROUP_MKDIR, CGROUP_RELEASE, SOCK_CREATE, EGRESS, INGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_kernel_keeps_every_name_whole() {
+        for name in super::map::ALL.iter().chain(&super::program::ALL) {
+            assert!(name.len() <= 15, "`{name}` is longer than 15 characters");
+        }
+    }
+}

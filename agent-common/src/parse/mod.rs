@@ -1,0 +1,108 @@
+//! Header bytes -> addresses, protocol, ports. Parses fully or says why not; never panics.
+
+mod ip;
+mod transport;
+
+pub use ip::{EXTENSION_HEADERS_MAX, packet};
+
+/// Where header bytes come from: a slice, or `bpf_skb_load_bytes`.
+pub trait Source {
+    /// Returns the `N` bytes at `offset` from the IP header, or `None` if the packet ends before.
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+impl Source for [u8] {
+    #[inline]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..offset.checked_add(N)?)?.try_into().ok()
+    }
+}
+
+/// What a packet says about itself.
+///
+/// Shape: addresses 16 bytes in network order, IPv4 mapped; ports in host order, 0 where the protocol
+/// has none.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Packet {
+    /// Source address.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+    /// Source port.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+    /// Protocol number of the transport header.
+    pub proto: u8,
+    /// TCP flags, else 0.
+    pub tcp_flags: u8,
+    /// ICMP or ICMPv6 type and code, else 0.
+    pub icmp: [u8; 2],
+    /// ICMP echo identifier, else 0.
+    pub icmp_id: u16,
+    /// 1 if the transport header carries bytes behind it.
+    pub has_payload: u8,
+    /// 1 = IPv6.
+    pub v6: u8,
+}
+
+impl Packet {
+    /// Returns the type in its IPv4 form if this is an ICMP or ICMPv6 echo request or reply:
+    /// 8 or 0. RFC 4443, section 4: 128 and 129.
+    #[inline(always)]
+    #[must_use]
+    pub const fn echo(&self) -> Option<u8> {
+        match (self.proto, self.icmp[0]) {
+            (crate::flow::proto::ICMP, 8) | (crate::flow::proto::ICMPV6, 128) => Some(8),
+            (crate::flow::proto::ICMP, 0) | (crate::flow::proto::ICMPV6, 129) => Some(0),
+            _ => None,
+        }
+    }
+
+    /// Says whether this is an ICMP or ICMPv6 error: it quotes a packet of a flow.
+    /// RFC 792; RFC 4443, section 2.1: types below 128.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_icmp_error(&self) -> bool {
+        match self.proto {
+            crate::flow::proto::ICMP => matches!(self.icmp[0], 3 | 4 | 11 | 12),
+            crate::flow::proto::ICMPV6 => self.icmp[0] < 128,
+            _ => false,
+        }
+    }
+
+    /// Says whether this is neighbour discovery or multicast listener discovery.
+    /// RFC 4861, section 4: 133 to 137; RFC 2710, 3810: 130 to 132 and 143.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_neighbour_discovery(&self) -> bool {
+        self.proto == crate::flow::proto::ICMPV6 && matches!(self.icmp[0], 130..=137 | 143)
+    }
+}
+
+/// Bits of [`Packet::tcp_flags`].
+pub mod tcp {
+    /// FIN
+    pub const FIN: u8 = 1;
+    /// SYN
+    pub const SYN: u8 = 2;
+    /// RST
+    pub const RST: u8 = 4;
+    /// ACK
+    pub const ACK: u8 = 16;
+}
+
+/// Why a packet could not be read to its end. Each is a denial.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ParseError {
+    /// Neither IPv4 nor IPv6.
+    Version,
+    /// It ends before a header does.
+    Truncated,
+    /// A length in a header contradicts another, or the packet.
+    Length,
+    /// More extension headers than a sender has reason for, or one that hides what follows.
+    Headers,
+    /// A fragment that does not hold the whole transport header.
+    Fragment,
+}

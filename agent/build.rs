@@ -1,0 +1,40 @@
+//! Builds the kernel programs from source and hands the object to the agent.
+//!
+//! `AYA_BUILD_SKIP=1` leaves them out, so that host tests need no BPF toolchain; such a binary
+//! refuses to run as `eastwall agent`.
+#![allow(unsafe_code, missing_docs)]
+
+use std::{env, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+
+fn main() -> Result<()> {
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no CARGO_MANIFEST_DIR")?);
+    let root = manifest.parent().context("the agent has no parent folder")?;
+    println!("cargo:rustc-check-cfg=cfg(kernel_programs)");
+    println!("cargo:rerun-if-changed={}", root.join("agent-common/src").display());
+    if env::var_os("AYA_BUILD_SKIP").is_some_and(|v| v == "1") {
+        println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
+        return Ok(());
+    }
+    println!("cargo:rustc-cfg=kernel_programs");
+
+    // `cargo xtask setup` puts bpf-linker beside the build, out of the user's way.
+    let tools = root.join("target/tools/bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths([tools].into_iter().chain(env::split_paths(&path)))?;
+    // SAFETY: a build script's main thread, before any other thread exists.
+    unsafe { env::set_var("PATH", path) };
+    // build-std is unstable; the pinned stable toolchain has it behind this switch.
+    // SAFETY: as above.
+    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+
+    let root_dir = root.join("agent-ebpf");
+    let root_dir = root_dir.to_str().context("the path of the workspace is not UTF-8")?;
+    let toolchain = env::var("RUSTUP_TOOLCHAIN").unwrap_or_else(|_| "1.95.0".to_owned());
+    aya_build::build_ebpf(
+        [aya_build::Package { name: "agent-ebpf", root_dir, ..Default::default() }],
+        aya_build::Toolchain::Custom(&toolchain),
+    )
+    .context("build the kernel programs: `cargo xtask setup` installs what this needs")
+}

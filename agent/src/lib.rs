@@ -1,0 +1,4 @@
+//! The agent and the command line of eastwall.
+
+pub mod identity;
+pub mod policy;

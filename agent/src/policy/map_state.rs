@@ -1,0 +1,56 @@
+//! The compiled form in memory: what one side of the maps holds.
+
+use std::collections::BTreeMap;
+
+use agent_common::{
+    decide::PolicyMap,
+    id::IdentityId,
+    layout::{EdgeEntry, EdgeKey, PrefixKey, SpillEntry},
+    verdict::Mode,
+};
+
+/// One side of the maps, in a stable order, so that dumps and differences are stable.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MapState {
+    /// `edges`.
+    pub edges: BTreeMap<EdgeKey, EdgeEntry>,
+    /// `spill`, by index.
+    pub spill: Vec<SpillEntry>,
+    /// `addr_ext`: the identity or set that a prefix stands for.
+    pub prefixes: BTreeMap<PrefixKey, IdentityId>,
+    /// Mode of local sockets without a label.
+    pub unknown_mode: Option<Mode>,
+    /// Rule ids; the number of a rule is its index + 1.
+    pub rule_ids: Vec<String>,
+    /// Name of every identity and set that occurs: a workload, external, derived name, or the members
+    /// of a set joined by `+`. For people only; decisions use numbers.
+    pub names: BTreeMap<IdentityId, String>,
+}
+
+impl PolicyMap for MapState {
+    fn edge(&self, key: &EdgeKey) -> Option<&EdgeEntry> {
+        self.edges.get(key)
+    }
+
+    fn spill(&self, index: u32) -> Option<&SpillEntry> {
+        self.spill.get(index as usize)
+    }
+}
+
+impl MapState {
+    /// Returns what an address stands for: the longest prefix that contains it, else `world`.
+    ///
+    /// Shape: 16 bytes, network order, IPv4 mapped.
+    #[must_use]
+    pub fn peer_of(&self, addr: &[u8; 16]) -> IdentityId {
+        let n = u128::from_be_bytes(*addr);
+        (0..=128_u32)
+            .rev()
+            .find_map(|bits| {
+                let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits) };
+                self.prefixes.get(&PrefixKey { bits, addr: (n & mask).to_be_bytes() })
+            })
+            .copied()
+            .unwrap_or(IdentityId::WORLD)
+    }
+}

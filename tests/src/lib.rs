@@ -1,0 +1,1 @@
+//! The lab: namespaces, cgroups, sockets and an independent witness.
