@@ -1,0 +1,3 @@
+//! What comes in from the host. I/O without meaning: a source never interprets what it reads.
+
+pub mod cgroup;
