@@ -13,14 +13,15 @@ fn main() -> Result<()> {
     let root = manifest.parent().context("the agent has no parent folder")?;
     println!("cargo:rustc-check-cfg=cfg(kernel_programs)");
     println!("cargo:rerun-if-changed={}", root.join("agent-common/src").display());
+    println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
     if env::var_os("AYA_BUILD_SKIP").is_some_and(|v| v == "1") {
-        println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
         return Ok(());
     }
     println!("cargo:rustc-cfg=kernel_programs");
 
-    // `cargo xtask setup` puts bpf-linker beside the build, out of the user's way.
-    let tools = root.join("target/tools/bin");
+    // `cargo xtask setup` puts bpf-linker into the build output, out of the user's way.
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let tools = root.join(target).join("tools/bin");
     let path = env::var_os("PATH").unwrap_or_default();
     let path = env::join_paths([tools].into_iter().chain(env::split_paths(&path)))?;
     // SAFETY: a build script's main thread, before any other thread exists.

@@ -1,2 +1,89 @@
-//! Everything a developer runs.
-fn main() {}
+//! Everything a developer or CI runs: `cargo xtask <what>`.
+//!
+//! `ci` is exactly what CI runs. Nothing here imports the crates it builds and checks.
+
+mod ci;
+mod licences;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::workspace::Workspace;
+
+/// Everything a developer or CI runs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find what is missing on this machine and install it, each at its pinned version
+    Setup {
+        /// What the machine is wanted for
+        #[arg(default_value = "all")]
+        scope: Scope,
+    },
+    /// Run the tests; what they need is set up first
+    Test {
+        /// Which tests
+        #[arg(default_value = "all")]
+        scope: Scope,
+    },
+    /// Check what neither the compiler nor clippy can: who may import whom, long files, loose ends
+    Tidy,
+    /// Check that every dependency has an accepted licence and comes from an accepted place
+    Licences,
+    /// Run all that CI runs: format, clippy, tidy, licences, tests
+    Ci,
+}
+
+/// A part of the tests, and with it what a machine must have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Scope {
+    /// Tests without privileges; the kernel programs are left out
+    Host,
+    /// Tests that load kernel programs and open real sockets; as root
+    Kernel,
+    /// Both
+    All,
+}
+
+impl Scope {
+    /// Says whether the kernel programs are built and loaded.
+    const fn has_kernel(self) -> bool {
+        match self {
+            Self::Host => false,
+            Self::Kernel | Self::All => true,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(task: Task) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup { scope } => setup::run(&workspace, scope),
+        Task::Test { scope } => test::run(&workspace, scope),
+        Task::Tidy => tidy::run(&workspace),
+        Task::Licences => licences::run(&workspace),
+        Task::Ci => ci::run(&workspace),
+    }
+}

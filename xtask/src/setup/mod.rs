@@ -1,0 +1,84 @@
+//! `xtask setup`: finds what is missing on this machine and installs it, each at a pinned version.
+//!
+//! A second run finds everything in its place and takes a moment. What cannot be installed, such as a
+//! kernel, is one line each that says what to do.
+
+mod debian;
+pub mod machine;
+mod rustup;
+mod tools;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{Scope, workspace::Workspace};
+
+/// Debian packages that the kernel tests start programs of: namespaces and links.
+const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2"];
+
+/// Prepares this machine for `scope`.
+///
+/// # Errors
+///
+/// Something is missing that only a person can bring; each has had its line by then.
+pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
+    let mut report = Report::default();
+    report.check("disk", machine::disk(&workspace.target));
+    report.install("toolchain", rustup::COMPONENTS_ABOUT, |progress| rustup::install(workspace, progress));
+    if scope.has_kernel() {
+        for check in machine::KERNEL_CHECKS {
+            report.check(check.name, (check.run)());
+        }
+        let tool = &tools::BPF_LINKER;
+        report.install(tool.name, tool.about, |progress| tools::install(workspace, tool, progress));
+        report.install("Debian packages", debian::ABOUT, |progress| debian::install(KERNEL_TEST_PACKAGES, progress));
+    }
+    report.finish()
+}
+
+/// What a check or an installation found: a short fact, printed behind its name.
+type Found = Result<String>;
+
+/// Called once, before something is fetched or built, with what that is.
+type Progress<'a> = &'a mut dyn FnMut(&str);
+
+/// Prints one line for each thing and remembers which are missing.
+#[derive(Default)]
+struct Report {
+    missing: Vec<&'static str>,
+}
+
+impl Report {
+    fn check(&mut self, name: &'static str, found: Found) {
+        self.line(name, found, None);
+    }
+
+    fn install(&mut self, name: &'static str, about: &str, work: impl FnOnce(Progress<'_>) -> Found) {
+        let start = Instant::now();
+        let mut installed = false;
+        let found = work(&mut |what| {
+            installed = true;
+            eprintln!("  get   {name}: {what} ({about})");
+        });
+        self.line(name, found, installed.then(|| start.elapsed()));
+    }
+
+    fn line(&mut self, name: &'static str, found: Found, took: Option<Duration>) {
+        match (found, took) {
+            (Ok(fact), None) => eprintln!("  ok    {name}: {fact}"),
+            (Ok(fact), Some(took)) => eprintln!("  ok    {name}: {fact}, after {} s", took.as_secs()),
+            (Err(error), _) => {
+                eprintln!("  FAIL  {name}: {error:#}");
+                self.missing.push(name);
+            }
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        bail!("this machine is not ready: {}; the lines marked FAIL say what to do", self.missing.join(", "))
+    }
+}

@@ -1,0 +1,47 @@
+//! `xtask test`: the tests that need nothing, and those that need root and a kernel.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    Scope,
+    run::{cargo, read, run as run_command},
+    setup,
+    workspace::Workspace,
+};
+
+/// Sets up what `scope` needs and runs its tests.
+///
+/// # Errors
+///
+/// Something is missing that cannot be installed, or a test fails.
+pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
+    setup::run(workspace, scope)?;
+    let mut command = cargo(workspace);
+    command.args(["test", "--no-fail-fast"]);
+    match scope {
+        // The default members are those whose tests need no privileges. Without the kernel programs
+        // they need no BPF toolchain either.
+        Scope::Host => command.env("AYA_BUILD_SKIP", "1"),
+        Scope::Kernel => command.args(["--package", "tests"]),
+        // One command: a crate that both sides use is compiled once.
+        Scope::All => command.args(["--workspace", "--exclude", "agent-ebpf"]),
+    };
+    if scope.has_kernel() && !setup::machine::is_root() {
+        run_tests_by_sudo(&mut command)?;
+    }
+    run_command(&mut command)
+}
+
+/// Lets cargo build as the user and start the test programs as root.
+fn run_tests_by_sudo(command: &mut Command) -> Result<()> {
+    let version = read(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    if read(Command::new("sudo").args(["--non-interactive", "true"])).is_err() {
+        bail!("kernel tests need root: run as root, or where `sudo` asks for no password");
+    }
+    let variable = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_"));
+    command.env(variable, "sudo --preserve-env");
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Where things are: the checkout, the build output, the tools that are installed beside it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+/// The checkout that this `xtask` was built from.
+pub struct Workspace {
+    /// The folder that holds the workspace's `Cargo.toml`.
+    pub root: PathBuf,
+    /// The build output: `CARGO_TARGET_DIR`, or `target` in the checkout.
+    pub target: PathBuf,
+    /// The toolchain's version, from `rust-toolchain.toml`, which alone names it.
+    pub toolchain: String,
+}
+
+impl Workspace {
+    /// Finds the checkout.
+    ///
+    /// # Errors
+    ///
+    /// `rust-toolchain.toml` cannot be read or names no channel.
+    pub fn find() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?.to_owned();
+        // A relative folder is meant from the checkout, wherever the command was typed.
+        let target = root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
+        let toolchain = toolchain(&root)?;
+        Ok(Self { root, target, toolchain })
+    }
+
+    /// Returns the folder that holds `bin/` with the pinned tools.
+    ///
+    /// It lies in the build output, so that checkouts that share one share the tools as well;
+    /// `agent/build.rs` looks in the same places.
+    pub fn tools(&self) -> PathBuf {
+        self.target.join("tools")
+    }
+}
+
+fn toolchain(root: &Path) -> Result<String> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        toolchain: Toolchain,
+    }
+    #[derive(serde::Deserialize)]
+    struct Toolchain {
+        channel: String,
+    }
+    let path = root.join("rust-toolchain.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let file: File = toml::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    Ok(file.toolchain.channel)
+}
