@@ -40,7 +40,7 @@ const fn mix(x: u64) -> u64 {
 #[inline(always)]
 fn halves(addr: &[u8; 16]) -> (u64, u64) {
     let n = u128::from_ne_bytes(*addr);
-    ((n >> 64) as u64, n as u64)
+    ((n >> 64) as u64, (n & 0xffff_ffff_ffff_ffff) as u64)
 }
 
 #[cfg(test)]
