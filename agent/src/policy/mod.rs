@@ -1,5 +1,16 @@
 //! What may be: the policy language, from the file a human wrote to the entries of the maps. PURE: no
 //! I/O, no clock, no log.
 
+pub mod canonical;
+pub mod cidr;
+pub mod codes;
+pub mod fields;
+pub mod file;
+pub mod finding;
+pub mod load;
 pub mod map_state;
 pub mod model;
+pub mod names;
+pub mod ports;
+pub mod time;
+pub mod yaml;

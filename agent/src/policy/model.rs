@@ -29,6 +29,8 @@ pub struct Policy {
     pub groups: BTreeMap<String, Vec<String>>,
     /// Sorted by id; a rule's number is its index + 1.
     pub rules: Vec<Rule>,
+    /// One for each promise of `tests`, in the order of the documents.
+    pub tests: Vec<Test>,
 }
 
 /// What a door does with a denied caller.
@@ -159,6 +161,68 @@ pub struct PortRange {
     pub lo: u16,
     /// Last, included.
     pub hi: u16,
+}
+
+/// One promise of `tests`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Test {
+    /// What must hold.
+    pub expect: Expect,
+    /// Unix seconds at which it must hold; absent = when it is run.
+    pub at: Option<i64>,
+    /// Free text.
+    pub name: Option<String>,
+    /// Where it was written.
+    pub place: Place,
+}
+
+/// What a test promises. A group means all of its members, a range of ports every port of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expect {
+    /// The flow is allowed.
+    Allow {
+        /// The caller.
+        from: Party,
+        /// The callee.
+        to: Party,
+        /// The port.
+        port: PortSpec,
+    },
+    /// The flow is denied.
+    Deny {
+        /// The caller.
+        from: Party,
+        /// The callee.
+        to: Party,
+        /// The port.
+        port: PortSpec,
+    },
+    /// These callers are allowed, and nobody else.
+    Only {
+        /// The callee.
+        to: Party,
+        /// The port.
+        port: PortSpec,
+        /// All who may call.
+        callers: Vec<Party>,
+    },
+}
+
+impl Expect {
+    /// Returns a promise about one caller.
+    #[must_use]
+    pub const fn new(allowed: bool, from: Party, to: Party, port: PortSpec) -> Self {
+        if allowed { Self::Allow { from, to, port } } else { Self::Deny { from, to, port } }
+    }
+}
+
+/// An end of a flow in a test or a question.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Party {
+    /// A workload, external, group, derived name or `world`.
+    Name(String),
+    /// `ip/203.0.113.9`: whoever the policy takes this address for.
+    Address(IpAddr),
 }
 
 /// A place in a policy file.
