@@ -1,1 +1,8 @@
 //! The lab: namespaces, cgroups, sockets and an independent witness.
+//!
+//! - [`lab`] is what tests use: it builds places, puts actors into them and takes all of it down again.
+//! - [`labd`] is the actor: a small process that does one socket operation at a time, on command, and
+//!   answers with the errno that it got.
+
+pub mod lab;
+pub mod labd;

@@ -1,0 +1,297 @@
+//! The test's end of an actor.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketFlags, SocketType, socketpair,
+        sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force, set_socket_timeout},
+    },
+};
+
+use super::{
+    Cgroup, Command, Family, Kind, Message, NetNs, Process, Program, Reply,
+    wire::{receive, send},
+};
+
+/// How long an operation waits for what must come. It is long because it ends a test that has failed.
+const PATIENCE_MS: u64 = 5_000;
+
+/// How long an actor may take to answer at all.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// A process in a cgroup and a network namespace that does what the test says.
+///
+/// Its methods give the errno of the operation. They panic when the actor itself is gone.
+#[derive(Debug)]
+pub struct Actor {
+    control: OwnedFd,
+    process: Process,
+}
+
+/// A socket of one actor.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Socket(u32);
+
+impl Actor {
+    pub(super) fn start(labd: &Path, cgroup: &Cgroup, netns: &NetNs) -> anyhow::Result<Self> {
+        let (control, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).context("socketpair")?;
+        for end in [&control, &theirs] {
+            set_socket_send_buffer_size_force(end, 1 << 20)?;
+            set_socket_recv_buffer_size_force(end, 1 << 20)?;
+        }
+        set_socket_timeout(&control, Timeout::Recv, Some(SILENCE_MAX))?;
+        let process = Program::new(labd).arg("serve").spawn(cgroup, netns, Some(theirs.as_fd()))?;
+        Ok(Self { control, process })
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Does any operation.
+    ///
+    /// # Errors
+    ///
+    /// Its errno.
+    pub fn call(&self, command: &Command) -> Result<Reply, Errno> {
+        self.begin(command, None);
+        self.end()
+    }
+
+    /// Begins an operation and does not wait for it. A descriptor can go along.
+    pub fn begin(&self, command: &Command, descriptor: Option<BorrowedFd<'_>>) {
+        send(&self.control, command, descriptor).expect("tell an actor what to do");
+    }
+
+    /// Waits for the operation that was begun.
+    ///
+    /// # Errors
+    ///
+    /// Its errno.
+    pub fn end(&self) -> Result<Reply, Errno> {
+        self.end_with_fd().map(|(reply, _)| reply)
+    }
+
+    fn end_with_fd(&self) -> Result<(Reply, Option<OwnedFd>), Errno> {
+        let (reply, descriptor) = receive(&self.control).expect("hear an actor").expect("an actor that lives answers");
+        match reply {
+            Reply::Failed(errno) => Err(Errno::from_raw_os_error(errno)),
+            reply => Ok((reply, descriptor)),
+        }
+    }
+
+    /// Makes a socket. Protocol 0 is the usual one of the kind.
+    ///
+    /// # Errors
+    ///
+    /// Of socket(2).
+    pub fn socket(&self, family: Family, kind: Kind, protocol: u32) -> Result<Socket, Errno> {
+        self.call(&Command::Socket { family, kind, protocol }).map(socket)
+    }
+
+    /// Makes a socket and binds it; port 0 takes a free one. Gives the address that it has.
+    ///
+    /// # Errors
+    ///
+    /// Of socket(2) and bind(2).
+    pub fn bind(&self, kind: Kind, protocol: u32, addr: SocketAddr) -> Result<(Socket, SocketAddr), Errno> {
+        let socket = self.socket(Family::of(addr), kind, protocol)?;
+        self.call(&Command::Bind { socket: socket.0, addr })?;
+        Ok((socket, self.local_addr(socket)?))
+    }
+
+    /// Listens for TCP.
+    ///
+    /// # Errors
+    ///
+    /// Of socket(2), bind(2) and listen(2).
+    pub fn tcp_listen(&self, addr: SocketAddr) -> Result<(Socket, SocketAddr), Errno> {
+        let (socket, addr) = self.bind(Kind::Stream, 0, addr)?;
+        self.call(&Command::Listen { socket: socket.0 })?;
+        Ok((socket, addr))
+    }
+
+    /// Connects by TCP.
+    ///
+    /// # Errors
+    ///
+    /// Of socket(2) and connect(2); ETIMEDOUT if there was no answer in `timeout`.
+    pub fn tcp_connect(&self, addr: SocketAddr, timeout: Duration) -> Result<Socket, Errno> {
+        let socket = self.socket(Family::of(addr), Kind::Stream, 0)?;
+        self.connect(socket, addr, timeout).inspect_err(|_| self.close(socket))?;
+        Ok(socket)
+    }
+
+    /// Opens a UDP socket.
+    ///
+    /// # Errors
+    ///
+    /// Of socket(2) and bind(2).
+    pub fn udp_bind(&self, addr: SocketAddr) -> Result<(Socket, SocketAddr), Errno> {
+        self.bind(Kind::Datagram, 0, addr)
+    }
+
+    /// Connects a socket.
+    ///
+    /// # Errors
+    ///
+    /// Of connect(2); ETIMEDOUT if there was no answer in `timeout`.
+    pub fn connect(&self, socket: Socket, addr: SocketAddr, timeout: Duration) -> Result<(), Errno> {
+        let timeout_ms = millis(timeout);
+        self.call(&Command::Connect { socket: socket.0, addr, timeout_ms }).map(done)
+    }
+
+    /// Accepts a connection.
+    ///
+    /// # Errors
+    ///
+    /// Of accept(2); EAGAIN if none came.
+    pub fn accept(&self, listener: Socket) -> Result<Socket, Errno> {
+        self.call(&Command::Accept { socket: listener.0, timeout_ms: PATIENCE_MS }).map(socket)
+    }
+
+    /// Sends to the peer of a socket.
+    ///
+    /// # Errors
+    ///
+    /// Of send(2).
+    pub fn send(&self, socket: Socket, data: &[u8]) -> Result<usize, Errno> {
+        self.call(&Command::Send { socket: socket.0, to: None, data: data.to_vec() }).map(count)
+    }
+
+    /// Sends to an address. On a raw socket its port is nothing.
+    ///
+    /// # Errors
+    ///
+    /// Of sendto(2).
+    pub fn send_to(&self, socket: Socket, to: SocketAddr, data: &[u8]) -> Result<usize, Errno> {
+        self.call(&Command::Send { socket: socket.0, to: Some(to), data: data.to_vec() }).map(count)
+    }
+
+    /// Sends several messages with one sendmmsg(2); gives how many were sent.
+    ///
+    /// # Errors
+    ///
+    /// Of sendmmsg(2), if not even the first was sent.
+    pub fn send_many(&self, socket: Socket, messages: Vec<(SocketAddr, Vec<u8>)>) -> Result<usize, Errno> {
+        self.call(&Command::SendMany { socket: socket.0, messages }).map(count)
+    }
+
+    /// Waits for `wanted` messages; gives fewer if they do not come, or the stream ends.
+    ///
+    /// # Errors
+    ///
+    /// Of recvfrom(2).
+    pub fn receive(&self, socket: Socket, wanted: usize) -> Result<Vec<Message>, Errno> {
+        self.receive_for(socket, wanted, Duration::from_millis(PATIENCE_MS))
+    }
+
+    /// Returns what is already there, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Of recvfrom(2).
+    pub fn received(&self, socket: Socket) -> Result<Vec<Message>, Errno> {
+        self.receive_for(socket, usize::MAX, Duration::ZERO)
+    }
+
+    /// As [`Self::receive`], waiting `timeout` for each message.
+    ///
+    /// # Errors
+    ///
+    /// Of recvfrom(2).
+    pub fn receive_for(&self, socket: Socket, wanted: usize, timeout: Duration) -> Result<Vec<Message>, Errno> {
+        let timeout_ms = millis(timeout);
+        match self.call(&Command::Receive { socket: socket.0, count: wanted, timeout_ms })? {
+            Reply::Messages(messages) => Ok(messages),
+            other => unexpected(&other),
+        }
+    }
+
+    /// The address of a socket.
+    ///
+    /// # Errors
+    ///
+    /// Of getsockname(2).
+    pub fn local_addr(&self, socket: Socket) -> Result<SocketAddr, Errno> {
+        match self.call(&Command::LocalAddr { socket: socket.0 })? {
+            Reply::Addr(addr) => Ok(addr),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Closes a socket.
+    pub fn close(&self, socket: Socket) {
+        self.call(&Command::Close { socket: socket.0 }).map(done).expect("close a socket that is open");
+    }
+
+    /// Sends an echo request and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// Of sendto(2); ETIMEDOUT without an answer in `timeout`.
+    pub fn ping(&self, to: std::net::IpAddr, data: &[u8], timeout: Duration) -> Result<(), Errno> {
+        let to = SocketAddr::new(to, 0);
+        self.call(&Command::Ping { to, data: data.to_vec(), timeout_ms: millis(timeout) }).map(done)
+    }
+
+    /// Moves into another cgroup. Sockets that are open stay what they are.
+    pub fn move_to(&self, cgroup: &Cgroup) {
+        self.call(&Command::MoveTo { cgroup: cgroup.dir().to_owned() }).map(done).expect("move to another cgroup");
+    }
+
+    /// Enters another network namespace.
+    pub fn enter(&self, netns: &NetNs) {
+        self.begin(&Command::EnterNetNs, Some(netns.as_fd()));
+        self.end().map(done).expect("enter a network namespace");
+    }
+
+    /// Gives another actor a socket: both have it from now on.
+    pub fn give(&self, socket: Socket, to: &Self) -> Socket {
+        self.begin(&Command::GiveFd { socket: socket.0 }, None);
+        let (_, descriptor) = self.end_with_fd().expect("give a socket that is open");
+        let descriptor = descriptor.expect("a descriptor comes with the answer");
+        to.begin(&Command::TakeFd, Some(descriptor.as_fd()));
+        to.end().map(self::socket).expect("take a socket")
+    }
+}
+
+fn socket(reply: Reply) -> Socket {
+    match reply {
+        Reply::Socket(n) => Socket(n),
+        other => unexpected(&other),
+    }
+}
+
+fn count(reply: Reply) -> usize {
+    match reply {
+        Reply::Count(n) => n,
+        other => unexpected(&other),
+    }
+}
+
+fn done(reply: Reply) {
+    match reply {
+        Reply::Done => {}
+        other => unexpected(&other),
+    }
+}
+
+fn unexpected(reply: &Reply) -> ! {
+    panic!("an actor gave an answer to another question: {reply:?}")
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,114 @@
+//! Places, actors and witnesses for tests with real sockets.
+//!
+//! ```text
+//! Lab ── Cgroup "/eastwall-lab-…"            everything is attached here, never at the real root
+//!         ├─ Cgroup "web" ── Actor ─┐        an actor is a process in one cgroup and one namespace
+//!         └─ Cgroup "db"  ── Actor ─┤
+//! NetNs ──────────────────────────────       joined by veth pairs
+//! Witness                                    counts packets with magic bytes, with no part of eastwall
+//! Agent                                      the agent under test, guarding the lab's cgroup
+//! ```
+//!
+//! - Everything cleans up when it is dropped; what a killed test run left behind, the next one removes.
+//! - The lab panics when the lab itself is broken. What an operation of the test gives, good or bad, is
+//!   a value.
+
+mod actor;
+mod agent;
+mod cgroup;
+mod namespace;
+mod netns;
+pub(crate) mod packet;
+mod require;
+mod spawn;
+pub(crate) mod wire;
+mod witness;
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+pub use actor::{Actor, Socket};
+pub use agent::{Agent, AgentOptions};
+use anyhow::Context as _;
+pub use cgroup::Cgroup;
+pub use namespace::Namespace;
+pub use netns::{NetNs, VethEnd};
+pub use require::{Need, require_or_skip};
+pub use rustix::io::Errno;
+pub use spawn::{Exit, Process, Program};
+pub use wire::{Command, Family, Kind, Message, Reply};
+pub use witness::Witness;
+
+/// A laboratory of one test: a cgroup of its own, and the actor to put into places.
+#[derive(Debug)]
+pub struct Lab {
+    cgroup: Cgroup,
+    labd: PathBuf,
+}
+
+impl Lab {
+    /// Opens a lab, or says why this machine cannot have one and returns None.
+    ///
+    /// # Panics
+    ///
+    /// If something is missing and `EASTWALL_REQUIRE_ALL=1`.
+    #[must_use]
+    pub fn open(needs: &[Need]) -> Option<Self> {
+        require_or_skip(&[&[Need::Root, Need::Cgroup2, Need::CloneIntoCgroup][..], needs].concat())?;
+        let lab = Cgroup::of_lab().and_then(|cgroup| Ok(Self { cgroup, labd: binary("labd")? }));
+        Some(lab.expect("open a lab"))
+    }
+
+    /// The cgroup around everything of this lab: the scope of an agent.
+    #[must_use]
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Starts an actor.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    #[must_use]
+    pub fn actor(&self, cgroup: &Cgroup, netns: &NetNs) -> Actor {
+        Actor::start(&self.labd, cgroup, netns).expect("start an actor")
+    }
+
+    /// Returns an actor that does one thing, at once, and exits with the errno; 0 is success.
+    ///
+    /// # Panics
+    ///
+    /// If `command` cannot be written down, which no command is.
+    #[must_use]
+    pub fn once(&self, command: &Command) -> Program {
+        let command = serde_json::to_string(command).expect("write a command down");
+        Program::new(&self.labd).arg("once").arg(command)
+    }
+}
+
+/// Returns bytes that no other packet on this machine carries.
+#[must_use]
+pub fn magic() -> Vec<u8> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos());
+    format!("<eastwall lab {} {n} {now:x}>", std::process::id()).into_bytes()
+}
+
+/// Finds a binary of this workspace: beside the test, or where `EASTWALL_BIN_DIR` points.
+fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let dir = match std::env::var_os("EASTWALL_BIN_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => {
+            let test = std::env::current_exe().context("find the running test")?;
+            // Tests are in `deps`, binaries one directory above.
+            test.parent().and_then(|deps| deps.parent()).context("find the target directory")?.to_owned()
+        }
+    };
+    let path = dir.join(name);
+    anyhow::ensure!(path.exists(), "{} is not there; build it, or set EASTWALL_BIN_DIR", path.display());
+    Ok(path)
+}

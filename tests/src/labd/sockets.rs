@@ -1,0 +1,191 @@
+//! The sockets of an actor, and what it does with them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        self, AddressFamily, MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrAny, SocketFlags,
+        SocketType,
+        sockopt::{Timeout, set_socket_timeout},
+    },
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
+};
+
+use super::icmp;
+use crate::lab::{Command, Family, Kind, Message, Reply, packet};
+
+/// Longest message that is received whole.
+const DATAGRAM_MAX: usize = 65_536;
+
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    open: BTreeMap<u32, OwnedFd>,
+    last: u32,
+}
+
+impl Sockets {
+    /// Does one command.
+    pub fn act(&mut self, command: &Command, descriptor: Option<OwnedFd>) -> Result<(Reply, Option<OwnedFd>), Errno> {
+        let done = match command {
+            Command::Socket { family, kind, protocol } => self.keep(socket(*family, *kind, *protocol)?),
+            Command::Bind { socket, addr } => net::bind(self.get(*socket)?, addr).map(|()| Reply::Done)?,
+            Command::Listen { socket } => net::listen(self.get(*socket)?, 128).map(|()| Reply::Done)?,
+            Command::Accept { socket, timeout_ms } => {
+                let listener = self.get(*socket)?;
+                wait_at_most(listener, Timeout::Recv, *timeout_ms)?;
+                let accepted = net::accept_with(listener, SocketFlags::CLOEXEC)?;
+                self.keep(accepted)
+            }
+            Command::Connect { socket, addr, timeout_ms } => {
+                connect(self.get(*socket)?, *addr, *timeout_ms).map(|()| Reply::Done)?
+            }
+            Command::Disconnect { socket } => net::connect_unspec(self.get(*socket)?).map(|()| Reply::Done)?,
+            Command::Send { socket, to, data } => Reply::Count(send(self.get(*socket)?, *to, data)?),
+            Command::SendMany { socket, messages } => Reply::Count(send_many(self.get(*socket)?, messages)?),
+            Command::Receive { socket, count, timeout_ms } => {
+                Reply::Messages(receive(self.get(*socket)?, *count, *timeout_ms)?)
+            }
+            Command::LocalAddr { socket } => {
+                Reply::Addr(net::getsockname(self.get(*socket)?)?.try_into().map_err(|_| Errno::AFNOSUPPORT)?)
+            }
+            Command::Close { socket } => self.open.remove(socket).map(|_| Reply::Done).ok_or(Errno::BADF)?,
+            Command::Ping { to, data, timeout_ms } => {
+                icmp::ping(to.ip(), data, Duration::from_millis(*timeout_ms)).map(|()| Reply::Done)?
+            }
+            Command::SendFrame { device, frame } => {
+                packet::send(device, frame).map(|()| Reply::Done).map_err(|e| errno(&e))?
+            }
+            Command::MoveTo { cgroup } => {
+                let pid = std::process::id().to_string();
+                fs::write(cgroup.join("cgroup.procs"), pid).map(|()| Reply::Done).map_err(|e| errno(&e))?
+            }
+            Command::MakeCgroup { cgroup } => fs::create_dir(cgroup).map(|()| Reply::Done).map_err(|e| errno(&e))?,
+            Command::UnshareNetNs => unshare_netns().map(|()| Reply::Done)?,
+            Command::EnterNetNs => {
+                let netns = descriptor.ok_or(Errno::BADF)?;
+                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).map(|()| Reply::Done)?
+            }
+            Command::GiveFd { socket } => {
+                let copy = self.get(*socket)?.try_clone_to_owned().map_err(|e| errno(&e))?;
+                return Ok((Reply::Done, Some(copy)));
+            }
+            Command::TakeFd => self.keep(descriptor.ok_or(Errno::BADF)?),
+        };
+        Ok((done, None))
+    }
+
+    /// Makes a TCP socket and connects it.
+    pub fn connect_once(&mut self, addr: SocketAddr, timeout_ms: u64) -> Result<(), Errno> {
+        connect(socket(Family::of(addr), Kind::Stream, 0)?.as_fd(), addr, timeout_ms)
+    }
+
+    /// Makes a UDP socket and sends one datagram.
+    pub fn send_once(&mut self, to: SocketAddr, data: &[u8]) -> Result<usize, Errno> {
+        send(socket(Family::of(to), Kind::Datagram, 0)?.as_fd(), Some(to), data)
+    }
+
+    fn keep(&mut self, socket: OwnedFd) -> Reply {
+        self.last += 1;
+        self.open.insert(self.last, socket);
+        Reply::Socket(self.last)
+    }
+
+    fn get(&self, socket: u32) -> Result<BorrowedFd<'_>, Errno> {
+        self.open.get(&socket).map(|fd| fd.as_fd()).ok_or(Errno::BADF)
+    }
+}
+
+pub(super) fn socket(family: Family, kind: Kind, protocol: u32) -> Result<OwnedFd, Errno> {
+    let family = match family {
+        Family::V4 => AddressFamily::INET,
+        Family::V6 => AddressFamily::INET6,
+    };
+    let kind = match kind {
+        Kind::Stream => SocketType::STREAM,
+        Kind::Datagram => SocketType::DGRAM,
+        Kind::Raw => SocketType::RAW,
+    };
+    let protocol = std::num::NonZero::new(protocol).map(net::Protocol::from_raw);
+    net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)
+}
+
+pub(super) fn send(socket: BorrowedFd<'_>, to: Option<SocketAddr>, data: &[u8]) -> Result<usize, Errno> {
+    match to {
+        Some(to) => net::sendto(socket, data, SendFlags::NOSIGNAL, &to),
+        None => net::send(socket, data, SendFlags::NOSIGNAL),
+    }
+}
+
+pub(super) fn receive(socket: BorrowedFd<'_>, count: usize, timeout_ms: u64) -> Result<Vec<Message>, Errno> {
+    let mut messages = Vec::new();
+    let mut buffer = vec![0; DATAGRAM_MAX];
+    let flags = if timeout_ms == 0 { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+    wait_at_most(socket, Timeout::Recv, timeout_ms)?;
+    while messages.len() < count {
+        match net::recvfrom(socket, &mut buffer[..], flags) {
+            Ok((len, _, from)) => {
+                let is_end = len == 0 && from.is_none();
+                let from = from.and_then(|from: SocketAddrAny| SocketAddr::try_from(from).ok());
+                messages.push(Message { from, data: buffer[..len].to_vec() });
+                if is_end {
+                    break;
+                }
+            }
+            Err(Errno::AGAIN) => break,
+            Err(Errno::INTR) => {}
+            // What came before the error is told first; the error comes with the next call.
+            Err(errno) if messages.is_empty() => return Err(errno),
+            Err(_) => break,
+        }
+    }
+    Ok(messages)
+}
+
+fn connect(socket: BorrowedFd<'_>, addr: SocketAddr, timeout_ms: u64) -> Result<(), Errno> {
+    wait_at_most(socket, Timeout::Send, timeout_ms)?;
+    let connected = match net::connect(socket, &addr) {
+        // What a blocking connect says when SO_SNDTIMEO runs out.
+        Err(Errno::INPROGRESS) => Err(Errno::TIMEDOUT),
+        other => other,
+    };
+    wait_at_most(socket, Timeout::Send, 0)?;
+    connected
+}
+
+fn send_many(socket: BorrowedFd<'_>, messages: &[(SocketAddr, Vec<u8>)]) -> Result<usize, Errno> {
+    let peers: Vec<SocketAddrAny> = messages.iter().map(|(to, _)| (*to).into()).collect();
+    let slices: Vec<[IoSlice<'_>; 1]> = messages.iter().map(|(_, data)| [IoSlice::new(data)]).collect();
+    let mut ancillary: Vec<SendAncillaryBuffer<'_, '_, '_>> =
+        messages.iter().map(|_| SendAncillaryBuffer::default()).collect();
+    let mut headers: Vec<MMsgHdr<'_>> = peers
+        .iter()
+        .zip(&slices)
+        .zip(&mut ancillary)
+        .map(|((to, data), none)| MMsgHdr::new_with_addr(to, data, none))
+        .collect();
+    net::sendmmsg(socket, &mut headers, SendFlags::NOSIGNAL)
+}
+
+/// 0 is without end.
+fn wait_at_most(socket: BorrowedFd<'_>, side: Timeout, timeout_ms: u64) -> Result<(), Errno> {
+    let timeout = (timeout_ms != 0).then(|| Duration::from_millis(timeout_ms));
+    set_socket_timeout(socket, side, timeout)
+}
+
+#[expect(unsafe_code, reason = "unshare(2) is unsafe where it splits descriptors, which it does not here")]
+fn unshare_netns() -> Result<(), Errno> {
+    // SAFETY: only the network namespace is left; descriptors stay shared. This process has one thread.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
