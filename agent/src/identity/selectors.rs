@@ -114,6 +114,15 @@ fn fits(glob: Option<&GlobMatcher>, value: Option<&str>) -> bool {
     }
 }
 
+/// Says whether a glob can be used, before any host tries to.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn check_glob(glob: &str) -> Result<(), globset::Error> {
+    compile(glob).map(|_| ())
+}
+
 /// `*` and `?` do not cross `/`, `**` does. A backslash is a character of unit names, not an escape.
 fn compile(glob: &str) -> Result<GlobMatcher, globset::Error> {
     let glob: Glob = GlobBuilder::new(glob).literal_separator(true).backslash_escape(false).build()?;

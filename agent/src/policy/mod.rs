@@ -4,6 +4,7 @@
 pub mod canonical;
 pub mod cidr;
 pub mod codes;
+pub mod compile;
 pub mod fields;
 pub mod file;
 pub mod finding;
@@ -12,5 +13,8 @@ pub mod map_state;
 pub mod model;
 pub mod names;
 pub mod ports;
+#[cfg(any(test, feature = "lab"))]
+pub mod random;
+pub mod spec;
 pub mod time;
 pub mod yaml;

@@ -1,11 +1,14 @@
 //! Selectors: which endpoints a workload is.
 
 use super::Loader;
-use crate::policy::{
-    fields::Text,
-    file::SelectFile,
-    finding::{Code, Finding},
-    model::Selector,
+use crate::{
+    identity::selectors::check_glob,
+    policy::{
+        fields::Text,
+        file::SelectFile,
+        finding::{Code, Finding},
+        model::Selector,
+    },
 };
 
 impl Loader {
@@ -90,6 +93,8 @@ impl Loader {
         let text = text?;
         if text.value.chars().any(char::is_control) {
             self.error(Code::E01, &text.at, "a glob may not hold control characters");
+        } else if let Err(error) = check_glob(&text.value) {
+            self.error(Code::E01, &text.at, format!("`{}` is no glob: {}", text.value, error.kind()));
         }
         Some(text.value.clone())
     }

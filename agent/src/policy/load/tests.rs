@@ -193,7 +193,7 @@ fn names_are_unique_legal_and_known() {
         ("ip/10.0.0.1", "E03", "in tests only"),
         ("user/root", "E03", "user/1000"),
         ("user/007", "E03", "user/1000"),
-        ("unit/pg@15.service", "E04", "unit/postgresql.service/15-main"),
+        ("unit/pg@15.service", "E04", "write `unit/pg.service/15`"),
         ("node/a/b", "E03", "one name"),
     ] {
         refused(&format!("{TWO}  deny: [{{ from: {name}, to: db }}]\n"), &[(code, part)]);
@@ -202,6 +202,13 @@ fn names_are_unique_legal_and_known() {
     refused(&same, &[("E02", "delete one, or give it an `id`")]);
     let ids = format!("{TWO}  deny: [{{ id: a, from: web, to: db }}, {{ id: a, from: db, to: web }}]\n");
     refused(&ids, &[("E02", "two rules have the id `a`")]);
+}
+
+#[test]
+fn a_container_is_named_by_its_short_id_however_it_was_written() {
+    let id = "0123456789abcdef".repeat(4);
+    let text = document(&format!("{TWO}  deny: [{{ from: container/{id}, to: db }}]\n"));
+    assert_eq!(load(&[("f", &text)]).unwrap().policy.rules[0].from, "container/0123456789ab");
 }
 
 #[test]
@@ -248,6 +255,7 @@ fn selectors_are_checked_key_by_key() {
     refused(&select("{ container: { image: a } }"), &[("E01", "not supported by this version")]);
     refused(&select("{ systemd: {} }"), &[("E06", "empty map")]);
     refused(&select("{ systemd: { unti: a } }"), &[("E01", "did you mean `unit`?")]);
+    refused(&select("{ cgroup: \"/a[\" }"), &[("E01", "is no glob")]);
     refused(&select("{ cgroup: a }"), &[("E01", "must begin with `/`")]);
     refused(&select("{ cgroup: /a, uid: [root] }"), &[("E01", "is no uid")]);
     refused(&select("{ cgroup: /a, uid: [] }"), &[("E06", "empty list")]);

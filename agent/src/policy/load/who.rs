@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::Loader;
-use crate::policy::{
-    fields::Text,
-    file::PolicyFile,
-    finding::{Code, Finding, Mark},
-    names::{self, Form},
+use crate::{
+    identity::derived,
+    policy::{
+        fields::Text,
+        file::PolicyFile,
+        finding::{Code, Finding, Mark},
+        names::{self, Form},
+    },
 };
 
 /// A name that some document declares.
@@ -79,8 +82,8 @@ impl Loader {
             Err(error) => {
                 let mut finding =
                     Finding::new(Code::E04, text.at.clone(), format!("`{}` is no name: {error}", text.value));
-                if text.value.starts_with("unit/") && text.value.contains('@') {
-                    finding = finding.help("an instance is written behind the unit: `unit/postgresql.service/15-main`");
+                if let Some(unit) = text.value.strip_prefix("unit/").filter(|unit| unit.contains('@')) {
+                    finding = finding.label(format!("write `{}`", derived::unit(unit)));
                 }
                 self.findings.push(finding);
                 None
@@ -133,7 +136,11 @@ impl Loader {
             self.error(Code::E03, &text.at, format!("`{name}` is nobody's name: {wrong}"));
             return None;
         }
-        Some(name)
+        match rest.as_slice() {
+            // The long form of a container id is the short one to everybody who carries it.
+            [id] if name.starts_with("container/") => Some(derived::container(id)),
+            _ => Some(name),
+        }
     }
 
     fn unknown_name(&mut self, text: &Text, name: &str) {

@@ -1,0 +1,140 @@
+//! Everyone who can be an end of an edge, and the numbers they carry.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent_common::{id::IdentityId, layout::PrefixKey};
+
+use super::{mark, prefixes};
+use crate::{
+    identity::spiffe::set_number,
+    policy::{
+        finding::{Code, Finding},
+        model::{Place, Policy, Rule},
+        names::{self, Form},
+    },
+};
+
+/// Everyone, by number.
+pub(super) struct Cast {
+    /// What an address stands for.
+    pub(super) prefixes: BTreeMap<PrefixKey, IdentityId>,
+    /// Names for people.
+    pub(super) names: BTreeMap<IdentityId, String>,
+    /// The sets that each external is a member of.
+    sets: BTreeMap<String, BTreeSet<IdentityId>>,
+}
+
+/// The ends that a name stands for, each with the name under which its ports are looked up.
+pub(super) type Ends<'n> = BTreeMap<IdentityId, &'n str>;
+
+impl Cast {
+    pub(super) fn new(policy: &Policy, rules: &[&Rule]) -> Result<Self, Vec<Finding>> {
+        let mut numbers = Numbers::default();
+        numbers.add(IdentityId::WORLD, names::WORLD, None);
+        for workload in policy.workloads.values() {
+            numbers.add(workload.id.number(), &workload.name, Some(&workload.place));
+        }
+        for external in policy.externals.values() {
+            numbers.add(external.id.number(), &external.name, Some(&external.place));
+        }
+        for rule in rules {
+            for name in [&rule.from, &rule.to] {
+                if let (Form::Derived, Some(number)) = (Form::of(name), policy.identity_of(name)) {
+                    numbers.add(number, name, Some(&rule.place));
+                }
+            }
+        }
+        let mut prefixes = BTreeMap::new();
+        let mut sets: BTreeMap<String, BTreeSet<IdentityId>> = BTreeMap::new();
+        for (prefix, members) in prefixes::split(policy.externals.values()) {
+            let mut ids: Vec<IdentityId> = members.iter().filter_map(|name| policy.identity_of(name)).collect();
+            ids.sort_unstable();
+            let number = match ids.as_slice() {
+                [] => IdentityId::WORLD,
+                [one] => *one,
+                several => {
+                    let number = set_number("names", several);
+                    let name = members.iter().map(String::as_str).collect::<Vec<_>>().join("+");
+                    numbers.add(number, &name, None);
+                    for member in &members {
+                        sets.entry(member.clone()).or_default().insert(number);
+                    }
+                    number
+                }
+            };
+            prefixes.insert(prefix, number);
+        }
+        if numbers.collisions.is_empty() {
+            Ok(Self { prefixes, names: numbers.names, sets })
+        } else {
+            Err(numbers.collisions)
+        }
+    }
+
+    /// Returns the ends that a name in a rule stands for: none if it is unknown.
+    ///
+    /// An address in several externals carries all their names, and every external carries `world`.
+    pub(super) fn ends<'n>(&self, policy: &'n Policy, name: &'n str) -> Option<Ends<'n>> {
+        let mut ends = Ends::new();
+        if name == names::WORLD {
+            ends.insert(IdentityId::WORLD, name);
+            for external in policy.externals.keys() {
+                self.add(policy, external, &mut ends)?;
+            }
+        } else if let Some(members) = policy.groups.get(name) {
+            for member in members {
+                self.add(policy, member, &mut ends)?;
+            }
+        } else {
+            self.add(policy, name, &mut ends)?;
+        }
+        Some(ends)
+    }
+
+    fn add<'n>(&self, policy: &'n Policy, name: &'n str, ends: &mut Ends<'n>) -> Option<()> {
+        ends.insert(policy.identity_of(name)?, name);
+        for &set in self.sets.get(name).into_iter().flatten() {
+            ends.insert(set, name);
+        }
+        Some(())
+    }
+}
+
+/// Names by number, and the pairs of names that met on one.
+#[derive(Default)]
+struct Numbers {
+    names: BTreeMap<IdentityId, String>,
+    collisions: Vec<Finding>,
+}
+
+impl Numbers {
+    fn add(&mut self, number: IdentityId, name: &str, place: Option<&Place>) {
+        let Some(other) = self.names.get(&number) else {
+            self.names.insert(number, name.to_owned());
+            return;
+        };
+        if other != name {
+            let message = format!("`{name}` and `{other}` have the same identity number {:#x}", number.0);
+            let mut finding = Finding::general(Code::E13, message).help("rename one of them");
+            finding.at = place.map(mark);
+            self.collisions.push(finding);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_names_with_one_number_are_reported_and_one_name_twice_is_not() {
+        let mut numbers = Numbers::default();
+        numbers.add(IdentityId(500), "web", None);
+        numbers.add(IdentityId(500), "web", None);
+        numbers.add(IdentityId(501), "db", None);
+        assert_eq!(numbers.collisions, []);
+        numbers.add(IdentityId(500), "db", None);
+        assert_eq!(numbers.collisions[0].code, Code::E13);
+        assert!(numbers.collisions[0].message.contains("`db` and `web`"));
+    }
+}

@@ -1,0 +1,212 @@
+//! Compiled = specification, and the planted bugs that this comparison must find.
+
+use agent_common::{decide::decide, flow::Flow, id::BootSeconds, verdict::Decision};
+
+use super::*;
+use crate::policy::{
+    load::load,
+    random::{self, Case, Sample},
+};
+
+const CASES: u64 = 600;
+const SAMPLES: usize = 150;
+
+/// Seeds of the day would make a failure hard to repeat; these are the same everywhere, and the
+/// count is what makes them many.
+fn cases() -> impl Iterator<Item = Case> {
+    (0..CASES).map(|seed| Case::new(seed, SAMPLES))
+}
+
+fn actual(map: &MapState, sample: &Sample) -> Decision {
+    decide(map, &sample.flow, &sample.now)
+}
+
+#[test]
+fn the_compiled_policy_decides_as_the_specification_does() {
+    let (mut allowed, mut spilled, mut sets, mut expired) = (0, 0, 0, 0);
+    for case in cases() {
+        for sample in &case.samples {
+            let found = actual(&case.map, sample);
+            assert_eq!(
+                found, sample.expected,
+                "seed {}: {:?}\nrules {:?}\n{}\n{:#?}",
+                case.seed, sample.attempt, case.map.rule_ids, case.text, case.overrides
+            );
+            allowed += usize::from(found.allow);
+            expired += usize::from(found.reason == agent_common::verdict::Reason::Expired);
+            sets += usize::from(sample.flow.from.is_set() || sample.flow.to.is_set());
+        }
+        spilled += case.map.spill.len();
+    }
+    // The comparison is worth nothing if the cases are all alike.
+    let all = usize::try_from(CASES).unwrap() * SAMPLES;
+    assert!(allowed > all / 10 && allowed < all * 9 / 10, "{allowed} of {all} allowed");
+    assert!(spilled > 1_000 && sets > 1_000 && expired > 500, "{spilled} spilled, {sets} sets, {expired} expired");
+}
+
+/// A wrong `decide`: what it is wrong about, and how.
+type Mutant = (&'static str, fn(&Case, &Sample) -> Decision);
+
+fn with_ranges(case: &Case, change: impl Fn(&mut Range)) -> MapState {
+    let mut map = case.map.clone();
+    map.edges.values_mut().flat_map(|entry| &mut entry.ranges).for_each(&change);
+    map.spill.iter_mut().flat_map(|entry| &mut entry.ranges).for_each(&change);
+    map
+}
+
+/// Makes ranges of a level match nothing.
+fn without_level(case: &Case, level: u8) -> MapState {
+    with_ranges(case, |range| {
+        if range.level() == level {
+            (range.lo, range.hi) = (1, 0);
+        }
+    })
+}
+
+fn with_flow(case: &Case, sample: &Sample, change: impl Fn(&mut Flow)) -> Decision {
+    let mut flow = sample.flow;
+    change(&mut flow);
+    decide(&case.map, &flow, &sample.now)
+}
+
+const MUTANTS: &[Mutant] = &[
+    ("allow and deny swapped", |case, sample| {
+        let decision = actual(&case.map, sample);
+        Decision { allow: !decision.allow, ..decision }
+    }),
+    ("the last port left out", |case, sample| actual(&with_ranges(case, |r| r.hi = r.hi.saturating_sub(1)), sample)),
+    ("one port too many", |case, sample| actual(&with_ranges(case, |r| r.hi = r.hi.saturating_add(1)), sample)),
+    ("the first port left out", |case, sample| actual(&with_ranges(case, |r| r.lo = r.lo.saturating_add(1)), sample)),
+    ("expiry ignored", |case, sample| actual(&with_ranges(case, |r| r.expires = 0), sample)),
+    ("expiry a second late", |case, sample| {
+        actual(&with_ranges(case, |r| r.expires += u32::from(r.expires != 0)), sample)
+    }),
+    ("the clock a second fast", |case, sample| decide(&case.map, &sample.flow, &BootSeconds(sample.now.0 + 1))),
+    ("deny rules ignored", |case, sample| actual(&without_level(case, level::DENY), sample)),
+    ("revocations ignored", |case, sample| actual(&without_level(case, level::OVERRIDE_DENY), sample)),
+    ("break-glass ignored", |case, sample| actual(&without_level(case, level::OVERRIDE_ALLOW), sample)),
+    ("protocol ignored", |case, sample| actual(&with_ranges(case, |r| r.proto = 0), sample)),
+    ("levels ignored", |case, sample| {
+        let mut map = case.map.clone();
+        for entry in map.edges.values_mut().filter(|entry| entry.count <= 3) {
+            entry.ranges[..usize::from(entry.count)].sort_by_key(|range| range.rule);
+        }
+        actual(&map, sample)
+    }),
+    ("spill ignored", |case, sample| {
+        let mut map = case.map.clone();
+        map.edges.values_mut().for_each(|entry| entry.count = entry.count.min(3));
+        actual(&map, sample)
+    }),
+    ("one range of the spill left out", |case, sample| {
+        let mut map = case.map.clone();
+        map.edges.values_mut().filter(|entry| entry.count > 4).for_each(|entry| entry.count -= 1);
+        actual(&map, sample)
+    }),
+    ("wildcards ignored", |case, sample| {
+        let mut map = case.map.clone();
+        map.edges.retain(|key, _| key.from != IdentityId::ANY && key.to != IdentityId::ANY);
+        actual(&map, sample)
+    }),
+    ("exact keys ignored", |case, sample| {
+        let mut map = case.map.clone();
+        map.edges.retain(|key, _| key.from == IdentityId::ANY || key.to == IdentityId::ANY);
+        actual(&map, sample)
+    }),
+    ("ends swapped", |case, sample| with_flow(case, sample, |flow| std::mem::swap(&mut flow.from, &mut flow.to))),
+    ("unknown taken for the world", |case, sample| {
+        with_flow(case, sample, |flow| {
+            for end in [&mut flow.from, &mut flow.to] {
+                *end = if end.is_unknown() { IdentityId::WORLD } else { *end };
+            }
+        })
+    }),
+    ("externals taken for the world", |case, sample| {
+        let map = MapState { prefixes: BTreeMap::new(), ..case.map.clone() };
+        decide(&map, &random::flow(&case.policy, &map, &sample.attempt), &sample.now)
+    }),
+    ("exceptions of externals ignored", |case, sample| {
+        let mut map = case.map.clone();
+        map.prefixes.retain(|_, id| *id != IdentityId::WORLD);
+        decide(&map, &random::flow(&case.policy, &map, &sample.attempt), &sample.now)
+    }),
+    ("rule numbers from 0", |case, sample| actual(&with_ranges(case, |r| r.rule -= u32::from(r.rule > 1)), sample)),
+    ("the end of the verdict forgotten", |case, sample| Decision {
+        valid_until: BootSeconds(0),
+        ..actual(&case.map, sample)
+    }),
+];
+
+#[test]
+fn every_planted_bug_is_caught_by_the_comparison() {
+    let mut alive: Vec<&Mutant> = MUTANTS.iter().collect();
+    for case in (0..CASES).map(|seed| Case::new(seed, 40)) {
+        alive.retain(|(_, decide)| case.samples.iter().all(|sample| decide(&case, sample) == sample.expected));
+        if alive.is_empty() {
+            return;
+        }
+    }
+    panic!("not caught: {:?}", alive.iter().map(|(name, _)| name).collect::<Vec<_>>());
+}
+
+fn compiled(spec: &str) -> Result<MapState, Vec<Finding>> {
+    let text = format!(
+        "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: {{ name: d }}\nspec:\n  trustDomain: t\n  workloads:\n    \
+         - {{ name: a, select: {{ cgroup: /a }}, ports: {{ p: tcp/80 }} }}\n    - {{ name: b, select: {{ cgroup: /b }} }}\n{spec}"
+    );
+    compile(&load(&[("f", &text)]).expect(&text).policy, &CompileInput::default())
+}
+
+#[test]
+fn an_edge_over_its_limit_is_refused_with_the_rules_that_fill_it() {
+    let ports = |n: u32| (0..n).map(|i| format!("tcp/{}", 1 + 2 * i)).collect::<Vec<_>>().join(", ");
+    let rule = |n: u32| format!("  allow:\n    - {{ id: r, from: a, to: b, ports: [{}] }}\n", ports(n));
+    assert_eq!(compiled(&rule(19)).unwrap().spill.len(), 1);
+    let findings = compiled(&rule(20)).unwrap_err();
+    assert_eq!(findings[0].code, Code::E15);
+    assert_eq!(findings[0].at.as_ref().unwrap().place.line, 10);
+}
+
+#[test]
+fn a_rule_that_opens_too_many_edges_is_refused() {
+    let workloads: String = (0..400).map(|n| format!("    - {{ name: w{n}, select: {{ cgroup: /w }} }}\n")).collect();
+    let members: Vec<String> = (0..400).map(|n| format!("w{n}")).collect();
+    let groups = format!("  groups: [{{ name: g, members: [{}] }}]\n", members.join(", "));
+    let spec = format!("{workloads}{groups}  allow: [{{ from: g, to: g, ports: [tcp/1] }}]\n");
+    assert_eq!(compiled(&spec).unwrap_err()[0].code, Code::E15);
+}
+
+#[test]
+fn an_override_that_no_longer_fits_is_refused_and_never_dropped() {
+    let text = "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: { name: d }\nspec:\n  trustDomain: t\n  deny: [{ id: x, from: world, to: any }]\n";
+    let policy = load(&[("f", text)]).unwrap().policy;
+    let revoke = |id: &str, from: &str| {
+        vec![Rule { id: id.to_owned(), from: from.to_owned(), action: Action::OverrideDeny, ..policy.rules[0].clone() }]
+    };
+    let code = |overrides: Vec<Rule>| {
+        compile(&policy, &CompileInput { boot_to_unix: 0, overrides: &overrides }).unwrap_err()[0].code
+    };
+    assert_eq!(code(revoke("ov-1", "gone")), Code::E03);
+    assert_eq!(code(revoke("x", "world")), Code::E02);
+}
+
+#[test]
+fn expiry_on_the_boot_clock_is_never_later_than_written() {
+    assert_eq!(boot_expiry(None, 7), 0);
+    assert_eq!(boot_expiry(Some(1_000), 900), 100);
+    assert_eq!(boot_expiry(Some(1_000), 2_000), 1, "before the boot: over, not eternal");
+    assert_eq!(boot_expiry(Some(i64::MAX), i64::MIN), u32::MAX);
+    assert_eq!(boot_expiry(Some(i64::MIN), i64::MAX), 1);
+}
+
+#[test]
+fn everyone_who_occurs_has_a_name_for_people() {
+    let map = compiled(
+        "  externals: [{ name: e, cidrs: [10.0.0.0/8] }, { name: f, cidrs: [10.1.0.0/16] }]\n  \
+         allow: [{ from: unit/x.service, to: a, ports: [p] }]\n",
+    )
+    .unwrap();
+    let names: std::collections::BTreeSet<&str> = map.names.values().map(String::as_str).collect();
+    assert_eq!(names, ["a", "b", "e", "e+f", "f", "unit/x.service", "world"].into());
+    assert!(map.edges.keys().flat_map(|key| [key.from, key.to]).all(|id| map.names.contains_key(&id)));
+}

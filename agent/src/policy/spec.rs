@@ -1,0 +1,178 @@
+//! The specification: the decision by reading every rule, as policy.md, section 6, says it.
+//!
+//! Deliberately naive, and deliberately without a line of [`super::compile`] or of
+//! `agent_common::decide`: comparing the two would prove nothing if they shared one.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use agent_common::{flow::Direction, verdict::Reason};
+
+use super::model::{Action, Cidr, External, Policy, PortSpec, Rule};
+
+/// One end of a flow.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum End {
+    /// No identity.
+    Unknown,
+    /// Known by a name: a workload, an external by itself, a derived name, `world`.
+    Named(String),
+    /// Known by its address alone.
+    Address(IpAddr),
+}
+
+/// One attempt, and when.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Attempt {
+    /// The caller.
+    pub from: End,
+    /// The callee.
+    pub to: End,
+    /// As in [`agent_common::flow::Flow`].
+    pub proto: u8,
+    /// As in [`agent_common::flow::Flow`].
+    pub port: u16,
+    /// Which end asks.
+    pub direction: Direction,
+    /// Unix seconds.
+    pub now: i64,
+}
+
+/// What the rules say.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Answer {
+    /// Whether the flow is allowed.
+    pub allow: bool,
+    /// Why not.
+    pub reason: Reason,
+    /// The id of the rule that decided; none for the default.
+    pub rule: Option<String>,
+    /// When that rule ends, in Unix seconds.
+    pub expires: Option<i64>,
+}
+
+/// Returns the decision by looking at every rule.
+#[must_use]
+pub fn decide_naively(policy: &Policy, overrides: &[Rule], attempt: &Attempt) -> Answer {
+    // "`unknown` carries no name at all, so no rule matches it."
+    let (from, to) = match (names_of(policy, &attempt.from), names_of(policy, &attempt.to)) {
+        (Some(from), Some(to)) => (from, to),
+        (from, _) => return deny(unknown(from.is_none(), attempt)),
+    };
+    let matches = |rule: &Rule| {
+        from.contains(&rule.from)
+            && to.contains(&rule.to)
+            && rule.ports.iter().any(|port| port_matches(policy, port, attempt))
+    };
+    let lives = |rule: &Rule| rule.expires.is_none_or(|end| attempt.now < end);
+    // "The first level that matches decides; within a level the lowest id is reported."
+    for (action, allow, reason) in [
+        (Action::OverrideDeny, false, Reason::OverrideDeny),
+        (Action::OverrideAllow, true, Reason::Allowed),
+        (Action::Deny, false, Reason::DenyRule),
+        (Action::Allow, true, Reason::Allowed),
+    ] {
+        let rules = policy.rules.iter().chain(overrides).filter(|rule| rule.action == action);
+        let best = rules.filter(|rule| matches(rule) && lives(rule)).min_by(|a, b| a.id.cmp(&b.id));
+        if let Some(rule) = best {
+            return Answer { allow, reason, rule: Some(rule.id.clone()), expires: rule.expires };
+        }
+    }
+    // "default" says which of two things happened: nobody ever allowed it, or the permission ran out.
+    let once_allowed = policy
+        .rules
+        .iter()
+        .chain(overrides)
+        .any(|rule| matches!(rule.action, Action::Allow | Action::OverrideAllow) && matches(rule) && !lives(rule));
+    deny(if once_allowed { Reason::Expired } else { Reason::NoRule })
+}
+
+const fn deny(reason: Reason) -> Answer {
+    Answer { allow: false, reason, rule: None, expires: None }
+}
+
+fn unknown(from_is_unknown: bool, attempt: &Attempt) -> Reason {
+    let to_is_unknown = attempt.to == End::Unknown;
+    let asks_itself = match attempt.direction {
+        Direction::Egress => from_is_unknown,
+        Direction::Ingress => to_is_unknown,
+    };
+    match attempt.direction {
+        _ if asks_itself => Reason::UnknownSelf,
+        Direction::Egress => Reason::UnknownTarget,
+        Direction::Ingress => Reason::UnknownCaller,
+    }
+}
+
+/// Returns every name an end carries: its own, its groups', and `any`; `world` for an address in no
+/// known range, and for every external.
+fn names_of(policy: &Policy, end: &End) -> Option<BTreeSet<String>> {
+    let mut names = BTreeSet::from(["any".to_owned()]);
+    match end {
+        End::Unknown => return None,
+        End::Named(name) => {
+            names.insert(name.clone());
+            if policy.externals.contains_key(name) {
+                names.insert("world".to_owned());
+            }
+        }
+        End::Address(address) => {
+            names.insert("world".to_owned());
+            let externals = policy.externals.values().filter(|external| is_in(external, *address));
+            names.extend(externals.map(|external| external.name.clone()));
+        }
+    }
+    let groups = policy.groups.iter().filter(|(_, members)| members.iter().any(|member| names.contains(member)));
+    let groups: Vec<String> = groups.map(|(group, _)| group.clone()).collect();
+    names.extend(groups);
+    Some(names)
+}
+
+fn is_in(external: &External, address: IpAddr) -> bool {
+    external.cidrs.iter().any(|cidr| within(cidr, address)) && !external.except.iter().any(|cidr| within(cidr, address))
+}
+
+/// Compares bit by bit from the left.
+fn within(cidr: &Cidr, address: IpAddr) -> bool {
+    let bits = |octets: &[u8]| -> Vec<bool> {
+        octets.iter().flat_map(|byte| (0..8).map(move |i| byte & (0x80 >> i) != 0)).collect()
+    };
+    let length = usize::from(cidr.prefix);
+    match (cidr.addr, unmapped(address)) {
+        (IpAddr::V4(range), IpAddr::V4(address)) => {
+            bits(&range.octets())[..length] == bits(&address.octets())[..length]
+        }
+        (IpAddr::V6(range), IpAddr::V6(address)) => {
+            bits(&range.octets())[..length] == bits(&address.octets())[..length]
+        }
+        _ => false,
+    }
+}
+
+/// "IPv4-mapped IPv6 addresses are treated as IPv4."
+fn unmapped(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => match v6.octets() {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Ipv4Addr::new(a, b, c, d).into(),
+            octets => Ipv6Addr::from(octets).into(),
+        },
+        v4 => v4,
+    }
+}
+
+/// A port name means what the callee calls by it.
+fn port_matches(policy: &Policy, port: &PortSpec, attempt: &Attempt) -> bool {
+    let range = match (port, &attempt.to) {
+        (PortSpec::Range(range), _) => *range,
+        (PortSpec::Named(name), End::Named(callee)) => {
+            match policy.workloads.get(callee).and_then(|workload| workload.ports.get(name)) {
+                Some(range) => *range,
+                None => return false,
+            }
+        }
+        (PortSpec::Named(_), End::Address(_) | End::Unknown) => return false,
+    };
+    (range.proto == 0 || range.proto == attempt.proto) && (range.lo..=range.hi).contains(&attempt.port)
+}
