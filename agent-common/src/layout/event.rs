@@ -39,10 +39,10 @@ impl Hook {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Connect4 => "cgroup/connect4",
-            Self::Connect6 => "cgroup/connect6",
-            Self::Sendmsg4 => "cgroup/sendmsg4",
-            Self::Sendmsg6 => "cgroup/sendmsg6",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "cgroup_skb/egress",
             Self::Ingress => "cgroup_skb/ingress",
         }
