@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use agent_common::{
     decide::PolicyMap,
     id::IdentityId,
-    layout::{EdgeEntry, EdgeKey, PrefixKey, SpillEntry},
+    layout::{EdgeEntry, EdgeKey, INLINE_RANGES, PrefixKey, Range, SpillEntry},
     verdict::Mode,
 };
 
@@ -38,6 +38,16 @@ impl PolicyMap for MapState {
 }
 
 impl MapState {
+    /// Returns the ranges of the entry of a pair in their order, spill included; none if there is no
+    /// such entry.
+    pub fn ranges(&self, key: &EdgeKey) -> impl Iterator<Item = &Range> {
+        let entry = self.edges.get(key);
+        let count = entry.map_or(0, |entry| usize::from(entry.count));
+        let spill = entry.filter(|_| count > INLINE_RANGES).and_then(|entry| self.spill(entry.spill));
+        let inline = entry.into_iter().flat_map(|entry| &entry.ranges);
+        inline.chain(spill.into_iter().flat_map(|spill| &spill.ranges)).take(count)
+    }
+
     /// Returns what an address stands for: the longest prefix that contains it, else `world`.
     ///
     /// Shape: 16 bytes, network order, IPv4 mapped.

@@ -13,6 +13,7 @@ use agent_common::{
 };
 
 use super::{
+    ask::octets,
     compile::{CompileInput, RANGES_PER_EDGE_MAX, compile},
     load::load,
     map_state::MapState,
@@ -254,15 +255,6 @@ pub fn flow(policy: &Policy, map: &MapState, attempt: &Attempt) -> Flow {
     };
     let Attempt { from, to, proto, port, direction, now: _ } = attempt;
     Flow { from: id(from), to: id(to), proto: *proto, port: *port, direction: *direction }
-}
-
-/// Returns an address as the maps hold it: 16 bytes, IPv4 mapped.
-#[must_use]
-pub fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
 }
 
 fn address(random: &mut Random) -> IpAddr {

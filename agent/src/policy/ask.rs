@@ -1,0 +1,202 @@
+//! Questions to a compiled policy: whom a name means, and which ports need a decision of their own.
+//!
+//! Answers come from `agent_common::decide` over the compiled form, so what a test or `explain` says is
+//! what the kernel does.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use agent_common::{
+    decide::decide,
+    flow::{Direction, Flow, proto},
+    id::{BootSeconds, IdentityId},
+    layout::EdgeKey,
+    verdict::Decision,
+};
+
+use super::{
+    map_state::MapState,
+    model::{Party, Policy, PortRange, PortSpec, Rule},
+};
+
+/// Protocols that a rule for every protocol is tried with: those it can name, and one it cannot (GRE).
+const PROTOCOLS: [u8; 5] = [proto::TCP, proto::UDP, proto::SCTP, proto::ICMP, 47];
+
+/// A compiled policy at a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The policy.
+    pub policy: &'a Policy,
+    /// Its compiled form.
+    pub map: &'a MapState,
+    /// The overrides it was compiled with.
+    pub overrides: &'a [Rule],
+    /// The moment, on the boot clock of `map`.
+    pub now: BootSeconds,
+}
+
+/// One end of a flow: a single identity.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Single {
+    /// What it is called: its name, or `ip/<address>` with the name it is taken for.
+    pub shown: String,
+    /// The name it is known by in the policy; for an address that of its identity or set.
+    pub name: String,
+    /// Its number.
+    pub id: IdentityId,
+}
+
+/// Ports that are decided alike.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Stretch {
+    /// One protocol, and ports without a boundary between them.
+    pub range: PortRange,
+    /// The decision for each of them.
+    pub decision: Decision,
+}
+
+impl<'a> Asked<'a> {
+    /// Returns the single identities that a party means: the members of a group, or itself.
+    #[must_use]
+    pub fn singles(&self, party: &Party) -> Vec<Single> {
+        match party {
+            Party::Address(address) => {
+                let id = self.map.peer_of(&octets(*address));
+                let name = self.map.names.get(&id).cloned().unwrap_or_default();
+                vec![Single { shown: format!("ip/{address} ({name})"), name, id }]
+            }
+            Party::Name(name) => match self.policy.groups.get(name) {
+                Some(members) => members.iter().filter_map(|member| self.single(member)).collect(),
+                None => self.single(name).into_iter().collect(),
+            },
+        }
+    }
+
+    /// Returns the identity of a name that is no group.
+    #[must_use]
+    pub fn single(&self, name: &str) -> Option<Single> {
+        let id = self.policy.identity_of(name)?;
+        Some(Single { shown: name.to_owned(), name: name.to_owned(), id })
+    }
+
+    /// Returns everyone who can call: workloads, externals, derived names of rules, `world`. Sets are
+    /// left out: each member is asked alone.
+    #[must_use]
+    pub fn everyone(&self) -> Vec<Single> {
+        let single = |(&id, name): (&IdentityId, &String)| Single { shown: name.clone(), name: name.clone(), id };
+        let mut everyone: Vec<Single> = self.map.names.iter().filter(|(id, _)| !id.is_set()).map(single).collect();
+        everyone.sort();
+        everyone
+    }
+
+    /// Returns the ports that `spec` means on one end.
+    #[must_use]
+    pub fn range(&self, to: &Single, spec: &PortSpec) -> Option<PortRange> {
+        self.policy.ports_on(&to.name, spec)
+    }
+
+    /// Returns the decision for one flow.
+    pub fn decide(&self, from: IdentityId, to: IdentityId, proto: u8, port: u16) -> Decision {
+        // The direction matters for `unknown` alone, and nobody here is unknown.
+        decide(self.map, &Flow { from, to, proto, port, direction: Direction::Egress }, &self.now)
+    }
+
+    /// Returns the decisions for all ports of a range, alike neighbours together.
+    #[must_use]
+    pub fn stretches(&self, from: IdentityId, to: IdentityId, asked: PortRange) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for proto in protocols(asked.proto) {
+            let starts = self.starts(from, to, PortRange { proto, ..asked });
+            let ends = starts.iter().skip(1).map(|next| next - 1).chain([asked.hi]);
+            for (&lo, hi) in starts.iter().zip(ends) {
+                let decision = self.decide(from, to, proto, lo);
+                match stretches.last_mut() {
+                    Some(last) if last.range.proto == proto && last.decision == decision => last.range.hi = hi,
+                    _ => stretches.push(Stretch { range: PortRange { proto, lo, hi }, decision }),
+                }
+            }
+        }
+        // Protocols that a question for `any` was split into are one again if they agree.
+        if asked.proto == 0 && stretches.len() == PROTOCOLS.len() {
+            let alike = stretches.windows(2).all(|pair| pair[0].decision == pair[1].decision);
+            if let (true, Some(first)) = (alike, stretches.first().copied()) {
+                return vec![Stretch { range: asked, ..first }];
+            }
+        }
+        stretches
+    }
+
+    /// Returns the first ports of the stretches between which no range begins or ends.
+    fn starts(&self, from: IdentityId, to: IdentityId, asked: PortRange) -> BTreeSet<u16> {
+        let any = IdentityId::ANY;
+        let keys = [(from, to), (from, any), (any, to), (any, any)].map(|(from, to)| EdgeKey { from, to });
+        let ranges = keys.iter().flat_map(|key| self.map.ranges(key));
+        let ranges = ranges.filter(|range| range.proto == 0 || range.proto == asked.proto);
+        let bounds = ranges.flat_map(|range| [Some(range.lo), range.hi.checked_add(1)]).flatten();
+        bounds.filter(|port| (asked.lo..=asked.hi).contains(port)).chain([asked.lo]).collect()
+    }
+
+    /// Returns the rule behind a decision; none for the default and for built-ins.
+    #[must_use]
+    pub fn rule(&self, decision: &Decision) -> Option<&'a Rule> {
+        let index = usize::try_from(decision.rule.0).ok()?.checked_sub(1)?;
+        let id = self.map.rule_ids.get(index)?;
+        self.policy.rules.iter().chain(self.overrides).find(|rule| rule.id == *id)
+    }
+}
+
+/// Returns an address as the maps hold it: 16 bytes, IPv4 mapped.
+#[must_use]
+pub fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+fn protocols(asked: u8) -> Vec<u8> {
+    if asked == 0 { PROTOCOLS.to_vec() } else { vec![asked] }
+}
+
+/// Returns the moment on a boot clock that is the Unix clock, as maps compiled with an offset of 0 have
+/// it. Moments before 1970 and after 2106 are those years.
+#[must_use]
+pub fn unix_moment(seconds: i64) -> BootSeconds {
+    BootSeconds(u32::try_from(seconds.clamp(1, i64::from(u32::MAX))).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{
+        compile::{CompileInput, compile},
+        random::Case,
+    };
+
+    #[test]
+    fn stretches_say_what_every_single_port_would() {
+        for seed in 0..40 {
+            let Case { policy, map, overrides, boot_to_unix, samples, .. } = Case::new(seed, 6);
+            assert_eq!(map, compile(&policy, &CompileInput { boot_to_unix, overrides: &overrides }).unwrap());
+            for sample in samples.iter().filter(|sample| !sample.flow.from.is_unknown() && !sample.flow.to.is_unknown())
+            {
+                let asked = Asked { policy: &policy, map: &map, overrides: &overrides, now: sample.now };
+                let (from, to) = (sample.flow.from, sample.flow.to);
+                let range = PortRange { proto: sample.flow.proto, lo: 0, hi: 9_100 };
+                let stretches = asked.stretches(from, to, range);
+                assert_eq!((stretches[0].range.lo, stretches.last().unwrap().range.hi), (0, 9_100));
+                let mut next = 0;
+                for stretch in stretches {
+                    assert_eq!(stretch.range.lo, next, "no gap");
+                    for port in stretch.range.lo..=stretch.range.hi {
+                        assert_eq!(
+                            asked.decide(from, to, range.proto, port),
+                            stretch.decision,
+                            "seed {seed} port {port}"
+                        );
+                    }
+                    next = stretch.range.hi + 1;
+                }
+            }
+        }
+    }
+}
