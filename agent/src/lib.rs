@@ -3,4 +3,5 @@
 pub mod events;
 pub mod identity;
 pub mod policy;
+pub mod sinks;
 pub mod sources;

@@ -4,16 +4,21 @@
 //! ring bytes -> decode -> enrich -> windows -> queue -> writer (crate::sinks)
 //! ```
 //!
-//! No verdict depends on anything here: the kernel decides first and reports afterwards.
+//! No verdict depends on anything here: the kernel decides first and reports afterwards. [`pipeline`]
+//! is the way in, [`record`] what comes out, [`accounting`] proves that nothing went missing unsaid.
 
+pub mod accounting;
 pub mod community_id;
 mod control_record;
 pub mod decode;
 pub mod enrich;
 pub mod escape;
+pub mod line;
 mod long_field;
 pub mod ocsf;
+pub mod pipeline;
 pub mod process;
+pub mod queue;
 pub mod record;
 pub mod snapshot;
 #[cfg(test)]
