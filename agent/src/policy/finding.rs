@@ -125,10 +125,19 @@ pub fn render(findings: &[Finding], sources: &Sources<'_>, color: bool) -> Strin
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
     let mut out = String::new();
     for finding in findings {
-        out.push_str(&renderer.render(&report(finding, sources)));
+        out.extend(renderer.render(&report(finding, sources)).chars().map(visible));
         out.push('\n');
     }
     out
+}
+
+/// Replaces what the renderer leaves as it is and a terminal does not: C1 controls, of which U+009B
+/// begins a command as ESC `[` does.
+const fn visible(c: char) -> char {
+    match c {
+        '\u{80}'..='\u{9f}' => char::REPLACEMENT_CHARACTER,
+        _ => c,
+    }
 }
 
 fn report<'a>(finding: &'a Finding, sources: &Sources<'a>) -> Vec<Group<'a>> {
@@ -272,10 +281,10 @@ mod tests {
 
     #[test]
     fn control_characters_of_a_file_do_not_reach_the_terminal() {
-        let text = "a: \u{1b}[2J\u{202e}x";
+        let text = "a: \u{1b}[2J\u{202e}x\u{9b}2J";
         let finding = Finding::new(Code::E01, Mark::new("f", At { line: 1, column: 4, width: 3 }), "bad `\u{1b}[2J`");
         let shown = render(&[finding], &Sources::from([("f", text)]), false);
-        assert!(!shown.contains('\u{1b}') && !shown.contains('\u{202e}'), "{shown:?}");
+        assert!(!shown.contains(['\u{1b}', '\u{202e}', '\u{9b}']), "{shown:?}");
     }
 
     #[test]
