@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::{
-    Scope, licences,
+    Scope, fuzz, licences,
     run::{cargo, run as run_command, step},
     setup, test, tidy,
     workspace::Workspace,
@@ -23,7 +23,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         Ok(())
     };
     step("setup", &|| setup::run(workspace, Scope::All))?;
-    step("format", &|| run_command(cargo(workspace).args(["fmt", "--all", "--check"])))?;
+    step("format", &|| format(workspace))?;
     step("tidy", &|| tidy::run(workspace))?;
     step("licences", &|| licences::run(workspace))?;
     step("clippy", &|| clippy(workspace))?;
@@ -36,6 +36,11 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     }
     eprintln!("  {:>4} s  in all", took.iter().map(|(_, time)| *time).sum::<Duration>().as_secs());
     Ok(())
+}
+
+fn format(workspace: &Workspace) -> Result<()> {
+    run_command(cargo(workspace).args(["fmt", "--all", "--check"]))?;
+    run_command(cargo(workspace).args(["fmt", "--manifest-path", fuzz::MANIFEST, "--check"]))
 }
 
 fn clippy(workspace: &Workspace) -> Result<()> {

@@ -13,7 +13,7 @@ use spdx::{Expression, Licensee, ParseMode};
 use crate::workspace::Workspace;
 
 /// Workspaces of this checkout, each with its own lock file.
-const MANIFESTS: &[&str] = &["Cargo.toml"];
+const MANIFESTS: &[&str] = &["Cargo.toml", crate::fuzz::MANIFEST];
 
 /// Checks every package of every lock file.
 ///
@@ -27,7 +27,10 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     for manifest in MANIFESTS {
         let metadata = metadata(&workspace.root.join(manifest))?;
         let mut foreign = 0_u32;
-        for package in metadata.packages.iter().filter(|package| !metadata.workspace_members.contains(&package.id)) {
+        // A package without a source is a folder; those of this checkout are ours.
+        let is_ours =
+            |package: &&Package| package.source.is_none() && package.manifest_path.starts_with(&workspace.root);
+        for package in metadata.packages.iter().filter(|package| !is_ours(package)) {
             foreign += 1;
             for problem in rules.check(&Facts::of(package)) {
                 eprintln!("{manifest}: {} {}: {problem}", package.name, package.version);
@@ -47,7 +50,10 @@ fn metadata(manifest: &Path) -> Result<Metadata> {
         .manifest_path(manifest)
         .other_options(["--locked".to_owned()])
         .exec()
-        .with_context(|| format!("read the packages of {}", manifest.display()))
+        .with_context(|| {
+            let manifest = manifest.display();
+            format!("read the packages of {manifest}; `cargo metadata --manifest-path {manifest}` brings its lock file up to date")
+        })
 }
 
 /// `deny.toml`.
@@ -111,7 +117,7 @@ enum Source<'a> {
     CratesIo,
     /// Another registry, or a repository.
     Other(&'a str),
-    /// A folder that is no member of the workspace.
+    /// A folder outside this checkout.
     Folder,
 }
 
@@ -163,7 +169,7 @@ impl Rules {
         match facts.source {
             Source::CratesIo => {}
             Source::Other(source) => problems.push(format!("it comes from {source}")),
-            Source::Folder => problems.push("it comes from a folder outside this workspace".to_owned()),
+            Source::Folder => problems.push("it comes from a folder outside this checkout".to_owned()),
         }
         problems
     }

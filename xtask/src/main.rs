@@ -3,6 +3,7 @@
 //! `ci` is exactly what CI runs. Nothing here imports the crates it builds and checks.
 
 mod ci;
+mod fuzz;
 mod licences;
 mod run;
 mod setup;
@@ -38,6 +39,14 @@ enum Task {
         #[arg(default_value = "all")]
         scope: Scope,
     },
+    /// Run the fuzz targets; what they need is set up first
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = fuzz::SECONDS_SHORT)]
+        seconds: u32,
+        /// Which targets; all if none is named
+        targets: Vec<String>,
+    },
     /// Check what neither the compiler nor clippy can: who may import whom, long files, loose ends
     Tidy,
     /// Check that every dependency has an accepted licence and comes from an accepted place
@@ -53,11 +62,16 @@ enum Scope {
     Host,
     /// Tests that load kernel programs and open real sockets; as root
     Kernel,
-    /// Both
+    /// Both, and a short run of each fuzz target
     All,
 }
 
 impl Scope {
+    /// Says whether the fuzz targets are run.
+    const fn has_fuzz(self) -> bool {
+        matches!(self, Self::All)
+    }
+
     /// Says whether the kernel programs are built and loaded.
     const fn has_kernel(self) -> bool {
         match self {
@@ -82,6 +96,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup { scope } => setup::run(&workspace, scope),
         Task::Test { scope } => test::run(&workspace, scope),
+        Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
         Task::Tidy => tidy::run(&workspace),
         Task::Licences => licences::run(&workspace),
         Task::Ci => ci::run(&workspace),

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    Scope,
+    Scope, fuzz,
     run::{cargo, read, run as run_command},
     setup,
     workspace::Workspace,
@@ -18,6 +18,10 @@ use crate::{
 /// Something is missing that cannot be installed, or a test fails.
 pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
     setup::run(workspace, scope)?;
+    if scope.has_kernel() {
+        // The tests start the agent, and cargo builds no program of a package that it only imports.
+        run_command(cargo(workspace).args(["build", "--package", "eastwall", "--bins"]))?;
+    }
     let mut command = cargo(workspace);
     command.args(["test", "--no-fail-fast"]);
     match scope {
@@ -28,10 +32,18 @@ pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
         // One command: a crate that both sides use is compiled once.
         Scope::All => command.args(["--workspace", "--exclude", "agent-ebpf"]),
     };
-    if scope.has_kernel() && !setup::machine::is_root() {
-        run_tests_by_sudo(&mut command)?;
+    if scope.has_kernel() {
+        // Setup has found everything that a test may ask for, so a test that skips has failed.
+        command.env("EASTWALL_REQUIRE_ALL", "1");
+        if !setup::machine::is_root() {
+            run_tests_by_sudo(&mut command)?;
+        }
     }
-    run_command(&mut command)
+    run_command(&mut command)?;
+    if scope.has_fuzz() {
+        fuzz::run(workspace, fuzz::SECONDS_SHORT, &[])?;
+    }
+    Ok(())
 }
 
 /// Lets cargo build as the user and start the test programs as root.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use super::{Found, Progress, machine};
-use crate::run::{read, run};
+use crate::run::read;
 
 /// How long the installation takes.
 pub const ABOUT: &str = "about 20 s";
@@ -34,7 +34,7 @@ pub fn install(packages: &[&str], progress: Progress<'_>) -> Found {
         // A source of the machine's that does not answer is no reason to stop: what matters is
         // whether the packages can be had, and the next command tells.
         let _ = read(apt().arg("update"));
-        run(apt().args(["install", "--quiet", "--yes", "--no-install-recommends"]).args(&missing))?;
+        read(apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing))?;
     }
     Ok(packages.join(", "))
 }

@@ -17,6 +17,9 @@ use crate::{Scope, workspace::Workspace};
 /// Debian packages that the kernel tests start programs of: namespaces and links.
 const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2"];
 
+/// Debian packages that the fuzz targets need: libFuzzer is C++ and is compiled with them.
+const FUZZ_PACKAGES: &[&str] = &["g++"];
+
 /// Prepares this machine for `scope`.
 ///
 /// # Errors
@@ -25,15 +28,31 @@ const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2"];
 pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
     let mut report = Report::default();
     report.check("disk", machine::disk(&workspace.target));
-    report.install("toolchain", rustup::COMPONENTS_ABOUT, |progress| rustup::install(workspace, progress));
+    report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
     if scope.has_kernel() {
         for check in machine::KERNEL_CHECKS {
             report.check(check.name, (check.run)());
         }
-        let tool = &tools::BPF_LINKER;
-        report.install(tool.name, tool.about, |progress| tools::install(workspace, tool, progress));
-        report.install("Debian packages", debian::ABOUT, |progress| debian::install(KERNEL_TEST_PACKAGES, progress));
+        report.tool(workspace, &tools::BPF_LINKER);
+        report.packages(KERNEL_TEST_PACKAGES);
     }
+    if scope.has_fuzz() {
+        report.tool(workspace, &tools::CARGO_FUZZ);
+        report.packages(FUZZ_PACKAGES);
+    }
+    report.finish()
+}
+
+/// Prepares this machine for the fuzz targets.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn fuzz(workspace: &Workspace) -> Result<()> {
+    let mut report = Report::default();
+    report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
+    report.tool(workspace, &tools::CARGO_FUZZ);
+    report.packages(FUZZ_PACKAGES);
     report.finish()
 }
 
@@ -52,6 +71,14 @@ struct Report {
 impl Report {
     fn check(&mut self, name: &'static str, found: Found) {
         self.line(name, found, None);
+    }
+
+    fn tool(&mut self, workspace: &Workspace, tool: &tools::Tool) {
+        self.install(tool.name, tool.about, |progress| tools::install(workspace, tool, progress));
+    }
+
+    fn packages(&mut self, packages: &[&str]) {
+        self.install("Debian packages", debian::ABOUT, |progress| debian::install(packages, progress));
     }
 
     fn install(&mut self, name: &'static str, about: &str, work: impl FnOnce(Progress<'_>) -> Found) {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long the installation takes.
-pub const COMPONENTS_ABOUT: &str = "about 10 s";
+pub const ABOUT: &str = "about 10 s";
 
 /// Adds the components that are missing.
 ///

@@ -23,6 +23,9 @@ pub struct Tool {
 /// Links the kernel programs. Its LLVM must be the one of the toolchain, so both are raised together.
 pub const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.3", about: "about a minute" };
 
+/// Builds and runs the fuzz targets.
+pub const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2", about: "about 40 s" };
+
 /// Installs `tool` if no program of that version is found.
 ///
 /// # Errors

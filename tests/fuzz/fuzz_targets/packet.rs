@@ -1,0 +1,14 @@
+//! The packet parser: whoever sends a packet chooses its bytes.
+#![no_main]
+
+use agent_common::parse::{Packet, packet};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(whole) = packet(bytes) else { return };
+    // What was read rests on the bytes that are there: with more behind them it is the same, but for
+    // the question whether anything is behind the header.
+    let longer = [bytes, &[0xa5; 16]].concat();
+    let longer = packet(longer.as_slice()).map(|packet| Packet { has_payload: 0, ..packet });
+    assert_eq!(longer, Ok(Packet { has_payload: 0, ..whole }));
+});
