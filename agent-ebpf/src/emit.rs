@@ -1,0 +1,159 @@
+//! A denial -> counters and, for the first of its key, a record in the ring. No verdict depends on it.
+//!
+//! Every denial adds one to `Denied` and one to exactly one of `Emitted`, `Repeated`, `Folded`, `Ring`.
+
+use agent_common::{
+    id::IdentityId,
+    layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, LAYOUT_VERSION, record_flags},
+    verdict::{Decision, Verdict},
+};
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+
+use crate::{
+    atomic,
+    judge::Case,
+    maps::{DENY_BUDGET, DENY_COUNTS, DENY_FOLDED, DENY_SEEN, EVENTS},
+    policy,
+};
+
+/// Counts a denial and reports it. `fill` adds what only the hook knows.
+#[inline(always)]
+pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnOnce(&mut DenyRecord)) {
+    let would = matches!(verdict, Verdict::Allow);
+    count(DenyCounter::Denied);
+    count(if would { DenyCounter::WouldDeny } else { DenyCounter::Dropped });
+    // SAFETY: no arguments, no state.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    // A workload without identity is told apart by its cgroup: one unknown must not speak for another.
+    let local = if case.slot.id.is_unknown() { case.cgroup } else { case.slot.id.0 };
+    let key = DenyKey {
+        local,
+        peer: case.peer.id.0,
+        peer_addr: if case.peer.id.0 < IdentityId::FIRST_HASHED { case.peer_addr() } else { [0; 16] },
+        port: case.target_port(),
+        proto: case.packet.proto,
+        direction: case.flow_direction(),
+        reason: decision.reason as u8,
+        would: u8::from(would),
+        reserved: [0; 2],
+    };
+    if let Some(seen) = DENY_SEEN.get_ptr_mut(key) {
+        add(seen, case.bytes, now);
+        count(DenyCounter::Repeated);
+        return;
+    }
+    if !budget(local, now, case.epoch & 1) {
+        fold(local, u64::from(key.direction), case.bytes, now);
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        // The key is not inserted, so that the next denial of it tries again.
+        count(DenyCounter::Ring);
+        return;
+    };
+    let record = entry.write(DenyRecord {
+        version: LAYOUT_VERSION as u8,
+        hook: case.hook,
+        direction: key.direction,
+        mode: case.mode(),
+        reason: key.reason,
+        flags: if would { record_flags::WOULD_DENY } else { 0 },
+        proto: key.proto,
+        tcp_flags: case.packet.tcp_flags,
+        icmp: case.packet.icmp,
+        known_by: case.peer.known_by as u8,
+        reserved: 0,
+        epoch: case.epoch,
+        rule: decision.rule.0,
+        ifindex: case.ifindex,
+        boot_ns: now,
+        local_id: case.slot.id.0,
+        peer_id: key.peer,
+        task_id: case.task.0,
+        cgroup: case.cgroup,
+        cookie: 0,
+        netns: 0,
+        local_addr: case.local_addr(),
+        peer_addr: case.peer_addr(),
+        local_port: case.local_port(),
+        peer_port: case.peer_port(),
+        pid: 0,
+        uid: 0,
+        bytes: case.bytes,
+        comm: [0; 16],
+    });
+    fill(record);
+    let stat = DenyStat { count: 0, bytes: 0, first_ns: now, last_ns: now };
+    // Only if absent: another CPU may have been first and counted repeats already. A full table only
+    // means no deduplication.
+    let _ = DENY_SEEN.insert(key, stat, 1);
+    entry.submit(0);
+    count(DenyCounter::Emitted);
+}
+
+/// Adds one to a counter. Atomic although it is this CPU's own: a packet program can interrupt one.
+#[inline(always)]
+pub fn count(counter: DenyCounter) {
+    count_index(counter as u32);
+}
+
+/// As [`count`], by index.
+#[inline(always)]
+pub fn count_index(index: u32) {
+    if let Some(n) = DENY_COUNTS.get_ptr_mut(index) {
+        // SAFETY: an aligned u64 of the map.
+        unsafe { atomic::add(n, 1) };
+    }
+}
+
+#[inline(always)]
+fn add(stat: *mut DenyStat, bytes: u32, now: u64) {
+    // SAFETY: a live element of the map, aligned; counts are touched atomically only.
+    unsafe {
+        atomic::add(&raw mut (*stat).count, 1);
+        atomic::add(&raw mut (*stat).bytes, u64::from(bytes));
+        core::ptr::write_volatile(&raw mut (*stat).last_ns, now);
+    }
+}
+
+/// Takes one token of a workload's event budget.
+///
+/// Value: tokens << 32 | tick of 2²⁶ ns, of which 15 make a second. Two CPUs may take the same token:
+/// one event more is reported, none is lost.
+#[inline(always)]
+fn budget(local: u64, now: u64, side: u32) -> bool {
+    let Some(settings) = policy::settings(side) else {
+        return true;
+    };
+    let tick = (now >> 26) as u32;
+    let (tokens, last) = match DENY_BUDGET.get_ptr_mut(local) {
+        // SAFETY: a live element.
+        Some(value) => {
+            let value = unsafe { core::ptr::read_volatile(value) };
+            ((value >> 32) as u32, value as u32)
+        }
+        None => (settings.event_burst, tick),
+    };
+    let elapsed = tick.wrapping_sub(last).min(1 << 16);
+    let earned = elapsed.wrapping_mul(settings.event_per_second) / 15;
+    let tokens = (tokens.wrapping_add(earned)).min(settings.event_burst);
+    let allowed = tokens != 0;
+    // The tick moves on only with a token earned, or a fast caller would never earn one.
+    let last = if earned != 0 { tick } else { last };
+    let value = u64::from(tokens.saturating_sub(1)) << 32 | u64::from(last);
+    let _ = DENY_BUDGET.insert(local, value, 0);
+    allowed
+}
+
+#[inline(always)]
+fn fold(local: u64, direction: u64, bytes: u32, now: u64) {
+    let key = [local, direction];
+    if let Some(stat) = DENY_FOLDED.get_ptr_mut(key) {
+        add(stat, bytes, now);
+        count(DenyCounter::Folded);
+        return;
+    }
+    let stat = DenyStat { count: 1, bytes: u64::from(bytes), first_ns: now, last_ns: now };
+    // Full, or another CPU was first by a moment: counted without a workload.
+    count(if DENY_FOLDED.insert(key, stat, 1).is_ok() { DenyCounter::Folded } else { DenyCounter::Ring });
+}

@@ -1,0 +1,97 @@
+//! The flow table: flows that no socket is tied to (unconnected UDP, ICMP, raw sockets).
+//!
+//! The owner and the direction of the first packet are part of the key: what one workload may do says
+//! nothing about another, and a reply never passes for a request. Entries are not evicted; when the
+//! table or the owner's quota is full, new flows are denied, and running ones go on.
+
+use agent_common::layout::{FlowKey, FlowState};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+
+use crate::{
+    atomic,
+    maps::{FLOW_QUOTA, FLOWS},
+    policy,
+};
+
+/// Ticks are 2³⁰ ns, about 1.07 s: a shift is cheaper than a division.
+const TICK_SHIFT: u64 = 30;
+/// Idle ticks after which a flow seen in one direction only is forgotten: 30 s.
+const IDLE_ONE_WAY: u32 = 28;
+/// The same once both directions were seen: 180 s.
+const IDLE_BOTH_WAYS: u32 = 168;
+
+/// What the table says about a flow.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Known {
+    /// Its first packet was let pass under this epoch.
+    Live,
+    /// It is running, but was judged under another epoch or its rule ran out: judge it again.
+    Stale,
+    /// Nothing.
+    No,
+}
+
+/// Looks a flow up and notes the packet. `reply`: the packet goes against the flow's direction.
+#[inline(always)]
+pub fn see(key: &FlowKey, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -> u32) -> Known {
+    let Some(state) = FLOWS.get_ptr_mut(key) else {
+        return Known::No;
+    };
+    let now = tick();
+    // SAFETY: a live element; fields are written whole, and a lost update costs a tick of idle time.
+    unsafe {
+        let idle = now.wrapping_sub((*state).last_seen);
+        let limit = if (*state).both_ways != 0 { IDLE_BOTH_WAYS } else { IDLE_ONE_WAY };
+        if idle > limit {
+            return Known::No;
+        }
+        if idle != 0 {
+            (*state).last_seen = now;
+        }
+        if reply && (*state).both_ways == 0 {
+            (*state).both_ways = 1;
+        }
+        if (*state).epoch != epoch || ((*state).valid_until != 0 && boot_seconds() >= (*state).valid_until) {
+            return Known::Stale;
+        }
+    }
+    Known::Live
+}
+
+/// Records that a flow may pass under `epoch`. False: no room, the flow must be denied.
+#[inline(never)]
+pub fn record(key: &FlowKey, epoch: u32, valid_until: u32) -> bool {
+    let quota = policy::settings(epoch & 1).map_or(0, |s| s.flow_quota);
+    let state = FlowState { epoch, valid_until, last_seen: tick(), both_ways: 0 };
+    if let Some(old) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: a live element. The verdict's fields are written one by one, so the epoch comes last:
+        // until then the entry is stale and the packet is judged again.
+        unsafe {
+            (*old).valid_until = valid_until;
+            (*old).last_seen = state.last_seen;
+            core::ptr::write_volatile(&raw mut (*old).epoch, epoch);
+        }
+        return true;
+    }
+    match FLOW_QUOTA.get_ptr_mut(key.owner) {
+        Some(used) => {
+            // SAFETY: a live u64.
+            if unsafe { core::ptr::read_volatile(used) } >= u64::from(quota) {
+                return false;
+            }
+            // SAFETY: as above.
+            unsafe { atomic::add(used, 1) };
+        }
+        // The first flow of this owner. Another CPU may be first as well: one entry goes uncounted
+        // until the next sweep.
+        None if FLOW_QUOTA.insert(key.owner, 1, 0).is_err() => return false,
+        None => {}
+    }
+    FLOWS.insert(key, state, 0).is_ok()
+}
+
+#[inline(always)]
+fn tick() -> u32 {
+    // SAFETY: no arguments, no state.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+}

@@ -1,0 +1,33 @@
+//! Constants that the agent writes before the programs are loaded. The kernel freezes them.
+
+use core::ptr;
+
+/// Key of the seal over cached verdicts; drawn anew for every load.
+#[unsafe(no_mangle)]
+static SECRET: u64 = 0;
+/// Offset of `kn` in `struct cgroup`, bytes, from the kernel's BTF.
+#[unsafe(no_mangle)]
+static OFF_CGROUP_KN: u32 = 0;
+/// Offset of `id` in `struct kernfs_node`.
+#[unsafe(no_mangle)]
+static OFF_KN_ID: u32 = 0;
+/// Offset of `self.parent` in `struct cgroup`.
+#[unsafe(no_mangle)]
+static OFF_PARENT: u32 = 0;
+
+macro_rules! reader {
+    ($(#[$doc:meta])* $name:ident, $global:ident, $ty:ty) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name() -> $ty {
+            // SAFETY: a static of this program. Volatile, because its value at load is not the one
+            // that was compiled in.
+            unsafe { ptr::read_volatile(&raw const $global) }
+        }
+    };
+}
+
+reader!(/** Returns the key of the seal. */ secret, SECRET, u64);
+reader!(/** Returns the offset of `cgroup.kn`. */ off_cgroup_kn, OFF_CGROUP_KN, u32);
+reader!(/** Returns the offset of `kernfs_node.id`. */ off_kn_id, OFF_KN_ID, u32);
+reader!(/** Returns the offset of `cgroup.self.parent`. */ off_parent, OFF_PARENT, u32);

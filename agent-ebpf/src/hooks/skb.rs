@@ -1,0 +1,461 @@
+//! cgroup_skb egress and ingress: the boundary. Everything a socket sends or receives passes here.
+
+use agent_common::{
+    cached,
+    flow::proto,
+    id::{BootSeconds, RuleNumber},
+    layout::{DenyRecord, FlowKey, Hook, KnownBy, Role, SockState, record_flags},
+    parse::{self, Packet, tcp},
+    verdict::{Decision, Verdict},
+};
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_release, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+        bpf_skc_lookup_tcp,
+    },
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+
+use crate::{
+    emit, flows, globals,
+    flows::Known,
+    judge::Case,
+    on_error::{Error, on_error},
+    peer::{self, Peer},
+    policy::{self, BootClock},
+    sockets::{self, Tuple, state},
+    who,
+};
+
+/// The loopback device has this index in every network namespace.
+const LOOPBACK: u32 = 1;
+/// The cgroup at the root of the hierarchy: the kernel's own sockets live there.
+const ROOT_CGROUP: u64 = 1;
+
+/// Judges what sockets send.
+#[cgroup_skb]
+pub fn ew_egress(ctx: SkBuffContext) -> i32 {
+    run(ctx.skb.skb, true)
+}
+
+/// Judges what sockets receive.
+#[cgroup_skb]
+pub fn ew_ingress(ctx: SkBuffContext) -> i32 {
+    run(ctx.skb.skb, false)
+}
+
+#[inline(always)]
+fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
+    let epoch = policy::epoch();
+    if let Some(sk) = sockets::full(skb) {
+        // SAFETY: a full socket.
+        let (protocol, kind, sk_state) = unsafe { ((*sk).protocol, (*sk).type_, (*sk).state) };
+        let is_tcp = protocol == u32::from(proto::TCP) && kind == sockets::STREAM;
+        // Only a SYN-ACK leaves a listener, and only in answer to a SYN that its door let in.
+        if is_tcp && leaves && sk_state == state::LISTEN {
+            return Verdict::Allow as i32;
+        }
+        // An inbound UDP datagram reached a connected socket because it matches the socket's peer; an
+        // outbound one can carry another address, so it is read first.
+        let peer_is_fixed = is_tcp && sk_state != state::LISTEN
+            || !leaves && protocol == u32::from(proto::UDP) && kind == sockets::DGRAM;
+        if peer_is_fixed && cached_verdict(sk, epoch) {
+            return Verdict::Allow as i32;
+        }
+    }
+    if leaves { judge_egress(skb, epoch) } else { judge_ingress(skb, epoch) }
+}
+
+/// Says whether the socket's storage holds a pass for its present peer.
+#[inline(always)]
+fn cached_verdict(sk: *mut bpf_sock, epoch: u32) -> bool {
+    let Some(stored) = sockets::stored(sk) else {
+        return false;
+    };
+    // SAFETY: a full socket and its storage.
+    unsafe {
+        if (*stored).epoch != epoch {
+            return false;
+        }
+        let (addr, port) = sockets::peer(sk);
+        let known = (&raw const (*stored).peer_addr).cast::<u32>();
+        if port == 0
+            || (*stored).peer_port != port
+            || u32::from((*stored).local_port) != (*sk).src_port
+            || *known != addr[0]
+            || *known.add(1) != addr[1]
+            || *known.add(2) != addr[2]
+            || *known.add(3) != addr[3]
+        {
+            return false;
+        }
+        cached::holds(&*stored, epoch, now, globals::secret())
+    }
+}
+
+#[inline(never)]
+fn judge_egress(skb: *mut __sk_buff, epoch: u32) -> i32 {
+    judge(skb, epoch, true)
+}
+
+#[inline(never)]
+fn judge_ingress(skb: *mut __sk_buff, epoch: u32) -> i32 {
+    judge(skb, epoch, false)
+}
+
+#[inline(always)]
+fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
+    let side = epoch & 1;
+    // SAFETY: the context; the helper answers for the socket that the program runs on.
+    let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
+    // SAFETY: the context.
+    let (ifindex, bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
+    let mut case = Case {
+        packet: Packet::default(),
+        // SAFETY: the context.
+        slot: who::slot_of(cgroup, || unsafe { bpf_get_socket_uid(skb) }, side),
+        peer: Peer::UNKNOWN,
+        cgroup,
+        task: agent_common::id::IdentityId(0),
+        epoch,
+        ifindex,
+        bytes,
+        hook: if leaves { Hook::Egress as u8 } else { Hook::Ingress as u8 },
+        leaves,
+        role: if leaves { Role::Caller } else { Role::Callee },
+    };
+    let mut decision = on_error(&Error::NoSocket);
+    if !read_packet(skb, &mut case.packet, &mut decision) {
+        return finish(skb, &case, &decision);
+    }
+    if kernel_answers(skb, &case) {
+        return Verdict::Allow as i32;
+    }
+    if case.packet.proto == proto::TCP { tcp_case(skb, &mut case, &mut decision) } else { flow_case(skb, &mut case, &mut decision) }
+}
+
+/// Parses the packet; false: `decision` says why it is denied. A frame of its own, as the stack is short.
+#[inline(never)]
+fn read_packet(skb: *mut __sk_buff, packet: &mut Packet, decision: &mut Decision) -> bool {
+    match parse::packet(&Skb { skb }) {
+        Ok(parsed) => {
+            *packet = parsed;
+            true
+        }
+        Err(error) => {
+            *decision = on_error(&Error::Parse(error));
+            false
+        }
+    }
+}
+
+/// Says whether the packet is one that the kernel sends or takes by itself: built-in `icmp-errors`.
+///
+/// - A reset without payload. It ends flows and opens none; without it the peer of a cut flow hangs.
+/// - From the root cgroup only, where the kernel's control sockets live: ICMP errors, neighbour and
+///   listener discovery, and echo replies over loopback, whose request the caller's exit has judged.
+#[inline(always)]
+fn kernel_answers(skb: *mut __sk_buff, case: &Case) -> bool {
+    let packet = &case.packet;
+    if packet.proto == proto::TCP && packet.tcp_flags & tcp::RST != 0 && packet.has_payload == 0 {
+        return case.cgroup == ROOT_CGROUP || tcp_socket(skb).is_some();
+    }
+    case.leaves
+        && case.cgroup == ROOT_CGROUP
+        && (packet.is_icmp_error()
+            || packet.is_neighbour_discovery()
+            || case.ifindex == LOOPBACK && packet.echo() == Some(0))
+}
+
+#[inline(always)]
+fn tcp_socket(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
+    let sk = sockets::full(skb)?;
+    // SAFETY: a full socket.
+    let is_tcp = unsafe { (*sk).protocol == u32::from(proto::TCP) && (*sk).type_ == sockets::STREAM };
+    is_tcp.then_some(sk)
+}
+
+/// TCP: the state is the socket's.
+#[inline(always)]
+fn tcp_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
+    let Some(sk) = tcp_socket(skb) else {
+        // A raw socket. Only a SYN begins a flow; a raw socket has none that others could answer in.
+        if case.leaves && case.packet.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
+            *decision = on_error(&Error::NoFlow);
+            return finish(skb, case, decision);
+        }
+        decide(skb, case, decision);
+        return finish(skb, case, decision);
+    };
+    // SAFETY: a full socket.
+    let sk_state = unsafe { (*sk).state };
+    case.role = match sk_state {
+        state::LISTEN => Role::Callee,
+        state::SYN_SENT => Role::Caller,
+        _ => sticky_role(skb, sk, case),
+    };
+    decide(skb, case, decision);
+    if let Some(stored) = sockets::storage(sk) {
+        // SAFETY: storage of a socket that the packet keeps alive.
+        unsafe {
+            (*stored).sticky_role = case.role as u8;
+            // Never on a listener: children inherit its storage, and a verdict must not be inherited.
+            if sk_state != state::LISTEN && passes(case, decision) {
+                remember(stored, case, decision);
+            }
+        }
+    }
+    finish(skb, case, decision)
+}
+
+/// The role of an established socket: as noted when it called or was called; for a socket older than
+/// the agent by whether somebody listens on its local port.
+#[inline(never)]
+fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
+    if let Some(stored) = sockets::stored(sk) {
+        // SAFETY: storage of a live socket.
+        match unsafe { (*stored).sticky_role } {
+            1 => return Role::Caller,
+            2 => return Role::Callee,
+            _ => {}
+        }
+    }
+    // Remote port 0 matches no connection, so only a listener can be found.
+    let (remote, local) = (sockets::words(&case.peer_addr()), sockets::words(&case.local_addr()));
+    let mut tuple = Tuple::new(&remote, 0, &local, case.local_port());
+    // SAFETY: the helper reads the tuple; what it returns is released at once.
+    unsafe {
+        let found = if tuple.is_v4() {
+            bpf_skc_lookup_tcp(skb.cast(), tuple.as_ptr(), 12, sockets::CURRENT_NETNS, 0)
+        } else {
+            bpf_skc_lookup_tcp(skb.cast(), tuple.as_ptr(), 36, sockets::CURRENT_NETNS, 0)
+        };
+        if found.is_null() {
+            return Role::Caller;
+        }
+        bpf_sk_release(found.cast());
+    }
+    Role::Callee
+}
+
+/// Everything but TCP: the state is in the flow table, or in the storage of a connected UDP socket.
+#[inline(always)]
+fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
+    let connected = connected_udp(skb, case);
+    if case.leaves
+        && let Some(sk) = connected
+        && cached_verdict(sk, case.epoch)
+    {
+        return Verdict::Allow as i32;
+    }
+    let mut key = FlowKey {
+        owner: case.cgroup,
+        local_addr: case.local_addr(),
+        peer_addr: case.peer_addr(),
+        local_port: case.local_port(),
+        peer_port: case.peer_port(),
+        proto: case.packet.proto,
+        direction: if case.leaves { 1 } else { 0 },
+        reserved: [0; 2],
+    };
+    let echo = case.packet.echo();
+    if echo.is_some() {
+        key.local_port = case.packet.icmp_id;
+        key.peer_port = case.packet.icmp_id;
+    }
+    // Against the direction of a flow that the other side began: a reply. An echo request never is
+    // one, whatever its identifier.
+    let mut role = if case.leaves { Role::Caller } else { Role::Callee };
+    let reply = if echo == Some(8) { Known::No } else { flows::see(&key, case.epoch, true, boot_seconds) };
+    match reply {
+        Known::Live => return Verdict::Allow as i32,
+        Known::Stale => role = if case.leaves { Role::Callee } else { Role::Caller },
+        Known::No => {
+            if echo == Some(0) {
+                *decision = on_error(&Error::NoFlow);
+                return finish(skb, case, decision);
+            }
+            key.direction = if case.leaves { 0 } else { 1 };
+            if flows::see(&key, case.epoch, false, boot_seconds) == Known::Live {
+                return Verdict::Allow as i32;
+            }
+        }
+    }
+    case.role = role;
+    if echo == Some(0) {
+        // The rule for an echo flow is the one for its request.
+        case.packet.icmp[0] = if case.packet.proto == proto::ICMP { 8 } else { 128 };
+    }
+    decide(skb, case, decision);
+    if passes(case, decision) {
+        let stored = connected.and_then(sockets::storage);
+        if let Some(stored) = stored {
+            // SAFETY: storage of a live socket.
+            unsafe { remember(stored, case, decision) };
+        }
+        let recorded = flows::record(&key, case.epoch, decision.valid_until.0);
+        // A connected socket remembers by itself; for others a flow that is not recorded has replies
+        // that look like new flows.
+        if !recorded && stored.is_none() {
+            *decision = on_error(&Error::FlowTableFull);
+        }
+    }
+    finish(skb, case, decision)
+}
+
+/// The packet's socket, if it is UDP, connected, and the packet goes to or comes from its peer.
+#[inline(always)]
+fn connected_udp(skb: *mut __sk_buff, case: &Case) -> Option<*mut bpf_sock> {
+    let sk = sockets::full(skb)?;
+    // SAFETY: a full socket.
+    let udp = unsafe { (*sk).protocol == u32::from(proto::UDP) && (*sk).type_ == sockets::DGRAM };
+    if !udp || case.packet.proto != proto::UDP {
+        return None;
+    }
+    let (addr, port) = sockets::peer(sk);
+    let to = sockets::words(&case.peer_addr());
+    let same = addr[0] == to[0] && addr[1] == to[1] && addr[2] == to[2] && addr[3] == to[3];
+    (port != 0 && port == case.peer_port() && same).then_some(sk)
+}
+
+/// Names the other end and decides.
+#[inline(always)]
+fn decide(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) {
+    name_peer(skb, case);
+    case.decide(decision);
+}
+
+#[inline(never)]
+fn name_peer(skb: *mut __sk_buff, case: &mut Case) {
+    case.peer = peer_of(skb, case);
+}
+
+/// Who the other end is.
+#[inline(always)]
+fn peer_of(skb: *mut __sk_buff, case: &Case) -> Peer {
+    let side = case.epoch & 1;
+    let (local, remote) = (sockets::words(&case.local_addr()), sockets::words(&case.peer_addr()));
+    if case.ifindex != LOOPBACK {
+        return peer::by_address(&remote, side);
+    }
+    if !matches!(case.packet.proto, proto::TCP | proto::UDP) {
+        // Over loopback nothing but TCP and UDP can be looked up; what is left goes to the kernel.
+        let host = peer::by_cgroup(ROOT_CGROUP, side);
+        return Peer { known_by: KnownBy::Host, ..host };
+    }
+    let mut tuple = Tuple::new(&local, case.local_port(), &remote, case.peer_port());
+    match peer::find(skb.cast(), case.packet.proto, &mut tuple, peer::cgroup_by_helper) {
+        // A listener on the caller's port is not the caller.
+        Some(found) if found.listens && matches!(case.role, Role::Callee) => Peer::UNKNOWN,
+        Some(found) => peer::by_cgroup(found.cgroup, side),
+        None => Peer::UNKNOWN,
+    }
+}
+
+#[inline(always)]
+fn passes(case: &Case, decision: &Decision) -> bool {
+    matches!(case.typed_mode().apply(decision), Verdict::Allow)
+}
+
+/// Stores a pass in a socket's storage, the seal last.
+///
+/// # Safety
+///
+/// `stored` is the storage of a live socket.
+#[inline(never)]
+unsafe fn remember(stored: *mut SockState, case: &Case, decision: &Decision) {
+    let mut verdict = SockState {
+        peer_addr: case.peer_addr(),
+        peer_port: case.peer_port(),
+        local_port: case.local_port(),
+        epoch: case.epoch,
+        valid_until: decision.valid_until.0,
+        role: case.role as u8,
+        proto: case.packet.proto,
+        ..SockState::default()
+    };
+    verdict.seal = cached::seal(&verdict, globals::secret());
+    // SAFETY: the caller's promise. Field by field, so that what is known about the maker stays.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*stored).seal, 0);
+        (*stored).peer_addr = verdict.peer_addr;
+        (*stored).peer_port = verdict.peer_port;
+        (*stored).local_port = verdict.local_port;
+        (*stored).epoch = verdict.epoch;
+        (*stored).valid_until = verdict.valid_until;
+        (*stored).role = verdict.role;
+        (*stored).proto = verdict.proto;
+        core::ptr::write_volatile(&raw mut (*stored).seal, verdict.seal);
+    }
+}
+
+/// Applies the mode, reports a denial, returns the hook's code.
+#[inline(always)]
+fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
+    let mode = case.typed_mode();
+    let verdict = mode.apply(decision);
+    if mode.reports(decision) {
+        report(skb, case, decision, verdict as u32);
+    }
+    verdict as i32
+}
+
+#[inline(never)]
+fn report(skb: *mut __sk_buff, case: &Case, decision: &Decision, verdict: u32) {
+    let verdict = if verdict == 0 { Verdict::Deny } else { Verdict::Allow };
+    emit::denial(case, decision, verdict, |record| {
+        record.flags |= record_flags::LOCAL_PORT | record_flags::LOCAL_ADDR;
+        // SAFETY: the context.
+        record.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+        let Some(stored) = sockets::full(skb).and_then(sockets::stored) else {
+            return;
+        };
+        // SAFETY: storage of a live socket.
+        unsafe { describe(&*stored, record, case.leaves) };
+    });
+}
+
+/// Adds what the socket's maker left behind. At the door that is the callee, which did nothing: only
+/// an exit names a process.
+#[inline(always)]
+fn describe(stored: &SockState, record: &mut DenyRecord, leaves: bool) {
+    record.netns = stored.netns;
+    if leaves && stored.maker_known != 0 {
+        record.pid = stored.pid;
+        record.uid = stored.uid;
+        record.comm = stored.comm;
+        record.flags |= record_flags::PROCESS;
+    }
+}
+
+#[inline(always)]
+fn now() -> BootSeconds {
+    use agent_common::decide::Clock as _;
+    BootClock.boot_seconds()
+}
+
+#[inline(always)]
+fn boot_seconds() -> u32 {
+    now().0
+}
+
+/// A packet from its IP header, as cgroup_skb sees it.
+struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl parse::Source for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0_u8; N];
+        // SAFETY: the helper writes N bytes or fails.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        (failed == 0).then_some(bytes)
+    }
+}
+
+const _: () = assert!(RuleNumber::DEFAULT.0 == 0);

@@ -1,0 +1,271 @@
+//! connect and sendmsg: refusal at once, with the acting process. Never the boundary: what is not
+//! certain here is left to the packet hooks.
+
+use agent_common::{
+    flow::{Direction, proto},
+    id::IdentityId,
+    layout::{Hook, IdentSlot, Role, SockState, ident_flags, record_flags},
+    parse::Packet,
+    verdict::{Decision, Mode, Reason, Verdict},
+};
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        bpf_get_socket_cookie,
+    },
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+
+use crate::{
+    emit,
+    judge::Case,
+    peer::{self, Peer},
+    policy,
+    sockets::{self, MAPPED, Tuple},
+    who,
+};
+
+/// connect(2), IPv4 address.
+#[cgroup_sock_addr(connect4)]
+pub fn ew_connect4(ctx: SockAddrContext) -> i32 {
+    judge(ctx.sock_addr, Hook::Connect4)
+}
+
+/// connect(2), IPv6 address; v4-mapped ones come here too.
+#[cgroup_sock_addr(connect6)]
+pub fn ew_connect6(ctx: SockAddrContext) -> i32 {
+    judge(ctx.sock_addr, Hook::Connect6)
+}
+
+/// sendmsg(2) with an IPv4 address.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn ew_sendmsg4(ctx: SockAddrContext) -> i32 {
+    judge(ctx.sock_addr, Hook::Sendmsg4)
+}
+
+/// sendmsg(2) with an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn ew_sendmsg6(ctx: SockAddrContext) -> i32 {
+    judge(ctx.sock_addr, Hook::Sendmsg6)
+}
+
+#[inline(always)]
+fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
+    let epoch = policy::epoch();
+    // SAFETY: the context; the family of the hook says which address is valid, `user_family` may be 0.
+    let (addr, port, sk, kind, protocol) = unsafe {
+        let addr = match hook {
+            Hook::Connect6 | Hook::Sendmsg6 => {
+                [(*ctx).user_ip6[0], (*ctx).user_ip6[1], (*ctx).user_ip6[2], (*ctx).user_ip6[3]]
+            }
+            _ => [0, 0, MAPPED, (*ctx).user_ip4],
+        };
+        let port = u16::from_be((*ctx).user_port as u16);
+        (addr, port, (*ctx).__bindgen_anon_1.sk, (*ctx).type_, (*ctx).protocol)
+    };
+    if sk.is_null() {
+        return 1;
+    }
+    let Some(stored) = sockets::storage(sk) else {
+        return 1;
+    };
+    // SAFETY: storage of the caller's socket; helpers of the calling task.
+    let (cgroup, acting) = unsafe {
+        remember_task(stored);
+        ((*stored).cgroup, bpf_get_current_cgroup_id())
+    };
+    // Older than the agent, or made by a kernel worker: the packet hook knows its cgroup.
+    if cgroup == 0 {
+        return 1;
+    }
+    let mut case = Case {
+        packet: Packet { dst: sockets::bytes(addr), dst_port: port, ..Packet::default() },
+        slot: IdentSlot::default(),
+        peer: Peer::UNKNOWN,
+        cgroup,
+        task: IdentityId(0),
+        epoch,
+        ifindex: 0,
+        bytes: 0,
+        hook: hook as u8,
+        leaves: true,
+        role: Role::Caller,
+    };
+    case.packet.proto = match (kind, protocol) {
+        // MPTCP has a number of its own above 255; on the wire it is TCP.
+        (sockets::STREAM, 262) => proto::TCP,
+        (_, 0..=255) => protocol as u8,
+        _ => return 1,
+    };
+    if matches!(case.packet.proto, proto::ICMP | proto::ICMPV6) {
+        case.packet.icmp = [if case.packet.proto == proto::ICMP { 8 } else { 128 }, 0];
+        case.packet.dst_port = 0;
+    }
+    judge_case(ctx, &mut case, acting)
+}
+
+#[inline(never)]
+fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64) -> i32 {
+    let side = case.epoch & 1;
+    // SAFETY: the calling task; at connect and sendmsg the socket's owner is taken for the caller.
+    let uid = || unsafe { bpf_get_current_uid_gid() as u32 };
+    case.slot = who::slot_of(case.cgroup, uid, side);
+    let task = if acting == case.cgroup { case.slot } else { who::slot_of(acting, uid, side) };
+    // Only a labelled endpoint counts as another workload; kernel workers live in the root cgroup.
+    let other_task =
+        acting > 1 && task.flags & ident_flags::INHERIT != 0 && task.id.0 != case.slot.id.0;
+
+    let mut certain = Candidates { address: None, socket: None, unsure: true };
+    find_candidates(ctx, case, &mut certain);
+    let verdict = own_verdict(ctx, case, &certain);
+    if verdict == 0 || !other_task {
+        return verdict;
+    }
+    // The acting task is another workload: it must be allowed as well, in its own mode.
+    let own = case.slot;
+    case.slot = task;
+    let mut decision = Decision::deny(Reason::TaskMismatch);
+    let allowed = certain.any_allows(case, &mut decision);
+    if allowed {
+        return 1;
+    }
+    decision.reason = if matches!(decision.reason, Reason::OverrideDeny) { Reason::OverrideDeny } else { Reason::TaskMismatch };
+    let mode = Mode::from_u8(task.egress_mode);
+    case.task = task.id;
+    case.slot = IdentSlot { egress_mode: task.egress_mode, ..own };
+    finish(ctx, case, &decision, mode)
+}
+
+/// A frame of its own, as the stack is short.
+#[inline(never)]
+fn find_candidates(ctx: *mut bpf_sock_addr, case: &Case, out: &mut Candidates) {
+    let addr = sockets::words(&case.packet.dst);
+    *out = Candidates::of(ctx, case, &addr, case.epoch & 1);
+}
+
+/// Decides for the socket's own workload.
+#[inline(always)]
+fn own_verdict(ctx: *mut bpf_sock_addr, case: &mut Case, candidates: &Candidates) -> i32 {
+    let mut decision = Decision::deny(Reason::NoRule);
+    if candidates.any_allows(case, &mut decision) {
+        return 1;
+    }
+    let mode = case.typed_mode();
+    finish(ctx, case, &decision, mode)
+}
+
+/// Applies a mode to a denial. What passes under audit is reported by the packet hook, which knows the
+/// whole tuple.
+#[inline(always)]
+fn finish(ctx: *mut bpf_sock_addr, case: &Case, decision: &Decision, mode: Mode) -> i32 {
+    let verdict = mode.apply(decision);
+    let by_task = case.task.0 != 0;
+    if matches!(verdict, Verdict::Deny) || by_task && mode.reports(decision) {
+        report(ctx, case, decision, verdict as u32);
+    }
+    verdict as i32
+}
+
+/// Who the destination can be. A refusal here needs that none of them is allowed.
+struct Candidates {
+    /// By address, unless it is a loopback address.
+    address: Option<Peer>,
+    /// By the socket that would receive.
+    socket: Option<Peer>,
+    /// A socket is there whose cgroup is not known at this hook.
+    unsure: bool,
+}
+
+impl Candidates {
+    #[inline(always)]
+    fn of(ctx: *mut bpf_sock_addr, case: &Case, addr: &[u32; 4], side: u32) -> Self {
+        let loopback = is_loopback(addr);
+        let address = (!loopback).then(|| peer::by_address(addr, side));
+        let mut tuple = Tuple::new(&[0, 0, 0, 0], 0, addr, case.packet.dst_port);
+        let found = peer::find(ctx.cast(), case.packet.proto, &mut tuple, peer::cgroup_by_storage);
+        match found {
+            Some(found) if found.cgroup == 0 => Self { address, socket: None, unsure: true },
+            // Away from loopback a wildcard listener matches every address, so this may be anybody.
+            Some(found) => Self { address, socket: Some(peer::by_cgroup(found.cgroup, side)), unsure: false },
+            None if loopback && !matches!(case.packet.proto, proto::TCP | proto::UDP) => {
+                Self { address: None, socket: None, unsure: true }
+            }
+            None => Self { address, socket: None, unsure: false },
+        }
+    }
+
+    /// Decides for each; on a refusal `decision` and the case hold the last one, the more certain.
+    #[inline(always)]
+    fn any_allows(&self, case: &mut Case, decision: &mut Decision) -> bool {
+        if self.unsure {
+            return true;
+        }
+        let first = match (self.socket, self.address) {
+            (Some(peer), _) | (None, Some(peer)) => peer,
+            (None, None) => Peer::UNKNOWN,
+        };
+        case.peer = first;
+        case.decide(decision);
+        if decision.allow {
+            return true;
+        }
+        if let (Some(_), Some(address)) = (self.socket, self.address) {
+            case.peer = address;
+            case.decide(decision);
+        }
+        decision.allow
+    }
+}
+
+/// 127.0.0.0/8 and ::1.
+#[inline(always)]
+fn is_loopback(addr: &[u32; 4]) -> bool {
+    if sockets::is_v4(addr) {
+        return addr[3].to_ne_bytes()[0] == 127;
+    }
+    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && addr[3] == 1_u32.to_be()
+}
+
+/// Notes the acting process in the socket, for the packet hooks that run without one.
+///
+/// # Safety
+///
+/// `stored` is the storage of a live socket.
+#[inline(always)]
+unsafe fn remember_task(stored: *mut SockState) {
+    // SAFETY: the caller's promise; helpers of the calling task.
+    unsafe {
+        (*stored).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*stored).uid = bpf_get_current_uid_gid() as u32;
+        bpf_get_current_comm((&raw mut (*stored).comm).cast(), 16);
+        (*stored).maker_known = 1;
+    }
+}
+
+#[inline(never)]
+fn report(ctx: *mut bpf_sock_addr, case: &Case, decision: &Decision, verdict: u32) {
+    let verdict = if verdict == 0 { Verdict::Deny } else { Verdict::Allow };
+    emit::denial(case, decision, verdict, |record| {
+        if matches!(verdict, Verdict::Deny) {
+            record.flags |= record_flags::EPERM;
+        }
+        // SAFETY: the context and the calling task.
+        unsafe {
+            record.cookie = bpf_get_socket_cookie(ctx.cast());
+            record.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+            record.uid = bpf_get_current_uid_gid() as u32;
+            bpf_get_current_comm((&raw mut record.comm).cast(), 16);
+            record.flags |= record_flags::PROCESS;
+            let sk: *mut bpf_sock = (*ctx).__bindgen_anon_1.sk;
+            if !sk.is_null()
+                && let Some(stored) = sockets::stored(sk)
+            {
+                record.netns = (*stored).netns;
+            }
+        }
+    });
+}
+
+const _: () = assert!(Direction::Egress as u8 == 0);

@@ -1,0 +1,119 @@
+//! Every map: key, value, who writes, who reads, and what happens when it is full.
+//!
+//! Sizes here are the defaults; the agent sets those of its configuration before loading.
+
+use agent_common::layout::{
+    DenyCounter, DenyKey, DenyRecord, DenyStat, EdgeEntry, EdgeKey, FlowKey, FlowState, IdentEntry, PrefixKey,
+    RuleStat, Settings, SockState, SpillEntry, UidKey,
+};
+use aya_ebpf::{btf_maps as bm, macros::btf_map};
+
+const NO_PREALLOC: usize = 1;
+
+/// Policy, by side. The agent fills the idle side before the epoch names it; programs read.
+/// Full: the agent counts before it writes, and refuses the policy.
+#[btf_map(name = "edges")]
+pub static EDGES: bm::ArrayOfMaps<bm::HashMap<EdgeKey, EdgeEntry, 65_536, NO_PREALLOC>, 2> = bm::ArrayOfMaps::new();
+
+/// Ranges beyond the third of an edge, by side. As `edges`.
+#[btf_map(name = "spill")]
+pub static SPILL: bm::ArrayOfMaps<bm::Array<SpillEntry, 4_096>, 2> = bm::ArrayOfMaps::new();
+
+/// Prefix -> external or set, by side. As `edges`.
+#[btf_map(name = "addr_ext")]
+pub static ADDR_EXT: bm::ArrayOfMaps<Trie<PrefixKey, u64, 16_384>, 2> = bm::ArrayOfMaps::new();
+
+/// Cgroup -> identity. Written by the agent, and by `ew_cgrp_mkdir` for a cgroup that is just made.
+/// Full: a cgroup without an entry is `unknown`, and the agent raises an alert.
+#[btf_map(name = "cgrp_ident")]
+pub static CGRP_IDENT: bm::HashMap<u64, IdentEntry, 65_536, NO_PREALLOC> = bm::HashMap::new();
+
+/// (Cgroup, uid) -> identity; asked only if the cgroup's entry says so. Written by the agent.
+#[btf_map(name = "uid_ident")]
+pub static UID_IDENT: bm::HashMap<UidKey, IdentEntry, 16_384, NO_PREALLOC> = bm::HashMap::new();
+
+/// The epoch in force; its lowest bit names the side. One store by the agent switches the policy.
+#[btf_map(name = "epoch")]
+pub static EPOCH: bm::Array<u64, 1> = bm::Array::new();
+
+/// Switches that flip with the policy, by side. Written by the agent.
+#[btf_map(name = "settings")]
+pub static SETTINGS: bm::Array<Settings, 2> = bm::Array::new();
+
+/// Flows that no socket is tied to, owner in the key. Written by programs, swept by the agent.
+/// Full, or the owner's quota is used up: the new flow is denied and counted.
+#[btf_map(name = "flows")]
+pub static FLOWS: bm::HashMap<FlowKey, FlowState, 65_536, NO_PREALLOC> = bm::HashMap::new();
+
+/// Entries that a cgroup has in `flows`. Raised by programs, set right by the agent's sweep.
+#[btf_map(name = "flow_quota")]
+pub static FLOW_QUOTA: bm::HashMap<u64, u64, 16_384, NO_PREALLOC> = bm::HashMap::new();
+
+/// Hits by rule: one count a decision. The sides use different halves.
+#[btf_map(name = "rule_stats")]
+pub static RULE_STATS: bm::PerCpuArray<RuleStat, 32_768> = bm::PerCpuArray::new();
+
+/// First denials. Full: counted in `deny_counts[Ring]`; the verdict does not care.
+#[btf_map(name = "events")]
+pub static EVENTS: bm::RingBuf<DenyRecord, 1_048_576> = bm::RingBuf::new();
+
+/// Sums of the denials, exact.
+#[btf_map(name = "deny_counts")]
+pub static DENY_COUNTS: bm::PerCpuArray<u64, { DenyCounter::COUNT as usize }> = bm::PerCpuArray::new();
+
+/// Keys that have had their first record, with the repeats since. Taken out by the agent at the end
+/// of a window. Full: no deduplication.
+#[btf_map(name = "deny_seen")]
+pub static DENY_SEEN: bm::HashMap<DenyKey, DenyStat, 65_536, NO_PREALLOC> = bm::HashMap::new();
+
+/// Token bucket by workload: [tokens << 32 | tick of the newest token]. An eviction refills one bucket.
+#[btf_map(name = "deny_budget")]
+pub static DENY_BUDGET: bm::LruHashMap<u64, u64, 16_384> = bm::LruHashMap::new();
+
+/// Denials beyond the budget, by (workload, direction). Full: the denial is counted as `Ring`, lost.
+#[btf_map(name = "deny_folded")]
+pub static DENY_FOLDED: bm::HashMap<[u64; 2], DenyStat, 32_768, NO_PREALLOC> = bm::HashMap::new();
+
+/// [kind, cgroup, parent]: kind 1 = made, 2 = released. Full: counted in `deny_counts[15]`, and the
+/// agent walks the tree.
+#[btf_map(name = "cgroup_events")]
+pub static CGROUP_EVENTS: bm::RingBuf<[u64; 3], 262_144> = bm::RingBuf::new();
+
+/// Index in `deny_counts` of cgroup events that were lost.
+pub const CGROUP_EVENTS_LOST: u32 = 15;
+
+/// What is known about a socket. Written by programs; it dies with the socket. No room: the verdict
+/// is made again for every packet.
+#[unsafe(link_section = ".maps")]
+#[unsafe(export_name = "sockets")]
+pub static SOCKETS: SkStorage<SockState> = SkStorage::new();
+
+/// Socket storage whose values are inherited by accepted sockets, which the library's type is not.
+#[repr(C)]
+pub struct SkStorage<T> {
+    r#type: *const [i32; 24],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; 0x201],
+}
+
+// SAFETY: never read; only its address is used, and helpers synchronise themselves.
+unsafe impl<T> Sync for SkStorage<T> {}
+
+impl<T> SkStorage<T> {
+    const fn new() -> Self {
+        use core::ptr::null;
+        Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
+    }
+}
+
+/// LPM trie whose key is a type of ours: the library's wraps the key in one of its own.
+#[repr(C)]
+pub struct Trie<K, V, const N: usize> {
+    r#type: *const [i32; 11],
+    key: *const K,
+    value: *const V,
+    max_entries: *const [i32; N],
+    map_flags: *const [i32; NO_PREALLOC],
+}

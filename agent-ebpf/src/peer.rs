@@ -1,0 +1,115 @@
+//! The other end: who is it?
+//!
+//! On the same host and network namespace the peer is a socket and has a cgroup: certain. Elsewhere it
+//! is an address, and the ranges of the policy's externals say what it stands for.
+
+use agent_common::{
+    flow::proto,
+    id::IdentityId,
+    layout::{KnownBy, PrefixKey},
+};
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::generated::{
+        bpf_map_lookup_elem, bpf_sk_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    },
+};
+
+use crate::{
+    maps::ADDR_EXT,
+    sockets::{self, CURRENT_NETNS, Tuple, state},
+    who,
+};
+
+/// The other end as this end believes it to be.
+#[derive(Clone, Copy)]
+pub struct Peer {
+    /// Identity.
+    pub id: IdentityId,
+    /// How it is known.
+    pub known_by: KnownBy,
+}
+
+impl Peer {
+    /// Nobody that is known.
+    pub const UNKNOWN: Self = Self { id: IdentityId::UNKNOWN, known_by: KnownBy::Nothing };
+}
+
+/// What a look-up of a socket found.
+pub struct Found {
+    /// Cgroup of the socket; 0 = not known at this hook.
+    pub cgroup: u64,
+    /// It is a TCP listener.
+    pub listens: bool,
+}
+
+/// Finds the socket at the `local` end of a tuple, in the packet's network namespace.
+#[inline(always)]
+pub fn find(
+    ctx: *mut core::ffi::c_void,
+    protocol: u8,
+    tuple: &mut Tuple,
+    cgroup_of: impl FnOnce(*mut bpf_sock) -> u64,
+) -> Option<Found> {
+    // The length must be a constant for the verifier, hence the four calls.
+    // SAFETY: the helpers read the tuple, and every socket found is released below.
+    let sk = unsafe {
+        match (protocol, tuple.is_v4()) {
+            (proto::TCP, true) => bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 12, CURRENT_NETNS, 0),
+            (proto::TCP, false) => bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 36, CURRENT_NETNS, 0),
+            (proto::UDP, true) => bpf_sk_lookup_udp(ctx, tuple.as_ptr(), 12, CURRENT_NETNS, 0),
+            (proto::UDP, false) => bpf_sk_lookup_udp(ctx, tuple.as_ptr(), 36, CURRENT_NETNS, 0),
+            _ => return None,
+        }
+    };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: not null.
+    let listens = protocol == proto::TCP && unsafe { (*sk).state } == state::LISTEN;
+    let cgroup = cgroup_of(sk);
+    // SAFETY: taken above, released once.
+    unsafe { bpf_sk_release(sk.cast()) };
+    Some(Found { cgroup, listens })
+}
+
+/// The cgroup of a looked-up socket, where the helper exists: cgroup_skb.
+#[inline(always)]
+pub fn cgroup_by_helper(sk: *mut bpf_sock) -> u64 {
+    // SAFETY: a referenced full socket.
+    unsafe { bpf_sk_cgroup_id(sk.cast()) }
+}
+
+/// The cgroup of a looked-up socket from its storage: connect and sendmsg. 0 = older than the agent.
+#[inline(always)]
+pub fn cgroup_by_storage(sk: *mut bpf_sock) -> u64 {
+    // SAFETY: storage of a referenced socket.
+    sockets::stored(sk).map_or(0, |s| unsafe { (*s).cgroup })
+}
+
+/// The identity of a socket on this host by its cgroup.
+#[inline(always)]
+pub fn by_cgroup(cgroup: u64, side: u32) -> Peer {
+    // Who owns the peer's socket is not known here, so a workload narrowed by uid is its cgroup's.
+    let slot = who::slot_of(cgroup, || u32::MAX, side);
+    Peer { id: slot.id, known_by: KnownBy::Socket }
+}
+
+/// The identity of an address: the longest range of an external, else `world`.
+#[inline(always)]
+pub fn by_address(addr: &[u32; 4], side: u32) -> Peer {
+    let Some(trie) = ADDR_EXT.get(side) else {
+        return Peer::UNKNOWN;
+    };
+    let key = PrefixKey { bits: 128, addr: sockets::bytes(*addr) };
+    // SAFETY: an inner map of `addr_ext`; its values are u64 and not written while their side is used.
+    let id = unsafe {
+        bpf_map_lookup_elem(core::ptr::from_ref(trie).cast_mut().cast(), core::ptr::from_ref(&key).cast())
+            .cast::<u64>()
+            .as_ref()
+    };
+    match id {
+        Some(&id) => Peer { id: IdentityId(id), known_by: KnownBy::Address },
+        None => Peer { id: IdentityId::WORLD, known_by: KnownBy::World },
+    }
+}
