@@ -45,21 +45,48 @@ pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decis
     }
     // An exact key is self-contained, so a hit is final whether or not one of its ranges matches.
     if let Some(entry) = policy.edge(&EdgeKey { from: flow.from, to: flow.to }) {
-        let mut best = Best::NONE;
-        best.scan(policy, entry, flow, clock);
-        return best.decision();
+        return match first_match(policy, entry, flow, clock, true) {
+            Some(range) => decision(&range),
+            None => Decision::deny(no_match(first_match(policy, entry, flow, clock, false))),
+        };
     }
-    let mut best = Best::NONE;
-    if let Some(entry) = policy.edge(&EdgeKey { from: flow.from, to: IdentityId::ANY }) {
-        best.scan(policy, entry, flow, clock);
+    let (mut best, mut expired) = (NO_RANGE, Reason::NoRule);
+    for i in 0..WILDCARD_KEYS {
+        let Some(entry) = policy.edge(&wildcard(i, flow)) else {
+            continue;
+        };
+        match first_match(policy, entry, flow, clock, true) {
+            Some(range) if better(&range, &best) => best = range,
+            Some(_) => {}
+            None => {
+                if matches!(no_match(first_match(policy, entry, flow, clock, false)), Reason::Expired) {
+                    expired = Reason::Expired;
+                }
+            }
+        }
     }
-    if let Some(entry) = policy.edge(&EdgeKey { from: IdentityId::ANY, to: flow.to }) {
-        best.scan(policy, entry, flow, clock);
+    if best.level() == NO_LEVEL { Decision::deny(expired) } else { decision(&best) }
+}
+
+/// Keys with a wildcard: (from, any), (any, to), (any, any).
+const WILDCARD_KEYS: u32 = 3;
+
+#[inline(always)]
+const fn wildcard(i: u32, flow: &Flow) -> EdgeKey {
+    match i {
+        0 => EdgeKey { from: flow.from, to: IdentityId::ANY },
+        1 => EdgeKey { from: IdentityId::ANY, to: flow.to },
+        _ => EdgeKey { from: IdentityId::ANY, to: IdentityId::ANY },
     }
-    if let Some(entry) = policy.edge(&EdgeKey { from: IdentityId::ANY, to: IdentityId::ANY }) {
-        best.scan(policy, entry, flow, clock);
-    }
-    best.decision()
+}
+
+/// A level that no range has; above every level.
+const NO_LEVEL: u8 = level::MASK;
+const NO_RANGE: Range = Range { proto: 0, flags: NO_LEVEL, lo: 0, hi: 0, reserved: 0, rule: 0, expires: 0 };
+
+#[inline(always)]
+const fn better(a: &Range, b: &Range) -> bool {
+    a.level() < b.level() || (a.level() == b.level() && a.rule < b.rule)
 }
 
 /// Returns why no rule can match, if an end has no identity.
@@ -73,72 +100,69 @@ const fn unknown_end(flow: &Flow) -> Option<Reason> {
     }
 }
 
-/// The best range so far: the lowest (level, rule).
-struct Best {
-    level: u8,
-    rule: u32,
-    expires: u32,
-    /// An allow rule matched but for its expiry.
-    expired: bool,
+/// Returns the first range that matches, which is the best one, because ranges are sorted by (level,
+/// rule). With `expiry` false a range that ran out matches all the same.
+///
+/// Carries nothing from one range to the next: the verifier then sees one state, not one for each path.
+#[inline(always)]
+fn first_match(
+    policy: &impl PolicyMap,
+    entry: &EdgeEntry,
+    flow: &Flow,
+    clock: &impl Clock,
+    expiry: bool,
+) -> Option<Range> {
+    let count = entry.count as usize;
+    for i in 0..INLINE_RANGES {
+        if i >= count {
+            return None;
+        }
+        if matches(&entry.ranges[i], flow, clock, expiry) {
+            return Some(entry.ranges[i]);
+        }
+    }
+    if count <= INLINE_RANGES {
+        return None;
+    }
+    // A spill that is missing hides ranges. Those may be denials, so the answer is a denial.
+    let Some(spill) = policy.spill(entry.spill) else {
+        return Some(Range { flags: level::DENY, ..NO_RANGE });
+    };
+    let rest = count - INLINE_RANGES;
+    for i in 0..SPILL_RANGES {
+        if i >= rest {
+            return None;
+        }
+        if matches(&spill.ranges[i], flow, clock, expiry) {
+            return Some(spill.ranges[i]);
+        }
+    }
+    None
 }
 
-impl Best {
-    /// Above every level.
-    const NO_LEVEL: u8 = u8::MAX;
-    const NONE: Self = Self { level: Self::NO_LEVEL, rule: 0, expires: 0, expired: false };
+#[inline(always)]
+fn matches(range: &Range, flow: &Flow, clock: &impl Clock, expiry: bool) -> bool {
+    (range.proto == 0 || range.proto == flow.proto)
+        && flow.port >= range.lo
+        && flow.port <= range.hi
+        && (range.expires == 0 || !expiry || clock.boot_seconds().0 < range.expires)
+}
 
-    #[inline(always)]
-    fn scan(&mut self, policy: &impl PolicyMap, entry: &EdgeEntry, flow: &Flow, clock: &impl Clock) {
-        let count = entry.count as usize;
-        for (i, range) in entry.ranges.iter().enumerate() {
-            if i >= count || self.take(range, flow, clock) {
-                return;
-            }
-        }
-        if count <= INLINE_RANGES {
-            return;
-        }
-        // A spill that is missing hides ranges. Those may be denials, so nothing of the entry counts.
-        let Some(spill) = policy.spill(entry.spill) else {
-            *self = Self { level: level::OVERRIDE_DENY, ..Self::NONE };
-            return;
-        };
-        let rest = count - INLINE_RANGES;
-        for i in 0..SPILL_RANGES {
-            if i >= rest || self.take(&spill.ranges[i], flow, clock) {
-                return;
-            }
-        }
+/// Why nothing matched, given what would match if nothing ever ran out.
+#[inline(always)]
+const fn no_match(without_expiry: Option<Range>) -> Reason {
+    match without_expiry {
+        Some(range) if matches!(range.level(), level::ALLOW | level::OVERRIDE_ALLOW) => Reason::Expired,
+        _ => Reason::NoRule,
     }
+}
 
-    /// Takes a range if it matches and is better; says whether the scan of this entry is over.
-    #[inline(always)]
-    fn take(&mut self, range: &Range, flow: &Flow, clock: &impl Clock) -> bool {
-        if (range.proto != 0 && range.proto != flow.proto) || flow.port < range.lo || flow.port > range.hi {
-            return false;
-        }
-        let level = range.level();
-        if range.expires != 0 && clock.boot_seconds().0 >= range.expires {
-            self.expired |= level == level::ALLOW || level == level::OVERRIDE_ALLOW;
-            return false;
-        }
-        if level < self.level || (level == self.level && range.rule < self.rule) {
-            self.level = level;
-            self.rule = range.rule;
-            self.expires = range.expires;
-        }
-        true
-    }
-
-    #[inline(always)]
-    const fn decision(&self) -> Decision {
-        let (allow, reason) = match self.level {
-            level::OVERRIDE_DENY => (false, Reason::OverrideDeny),
-            level::DENY => (false, Reason::DenyRule),
-            level::OVERRIDE_ALLOW | level::ALLOW => (true, Reason::Allowed),
-            _ if self.expired => (false, Reason::Expired),
-            _ => (false, Reason::NoRule),
-        };
-        Decision { allow, reason, rule: RuleNumber(self.rule), valid_until: BootSeconds(self.expires) }
-    }
+#[inline(always)]
+const fn decision(range: &Range) -> Decision {
+    let (allow, reason) = match range.level() {
+        level::OVERRIDE_DENY => (false, Reason::OverrideDeny),
+        level::OVERRIDE_ALLOW | level::ALLOW => (true, Reason::Allowed),
+        _ => (false, Reason::DenyRule),
+    };
+    Decision { allow, reason, rule: RuleNumber(range.rule), valid_until: BootSeconds(range.expires) }
 }

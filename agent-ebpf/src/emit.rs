@@ -13,7 +13,7 @@ use crate::{
     atomic,
     judge::Case,
     maps::{DENY_BUDGET, DENY_COUNTS, DENY_FOLDED, DENY_SEEN, EVENTS},
-    policy,
+    policy, sockets,
 };
 
 /// Counts a denial and reports it. `fill` adds what only the hook knows.
@@ -26,17 +26,20 @@ pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnO
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // A workload without identity is told apart by its cgroup: one unknown must not speak for another.
     let local = if case.slot.id.is_unknown() { case.cgroup } else { case.slot.id.0 };
-    let key = DenyKey {
+    let mut key = DenyKey {
         local,
         peer: case.peer.id.0,
-        peer_addr: if case.peer.id.0 < IdentityId::FIRST_HASHED { case.peer_addr() } else { [0; 16] },
+        peer_addr: [0; 16],
         port: case.target_port(),
-        proto: case.packet.proto,
+        proto: case.proto,
         direction: case.flow_direction(),
         reason: decision.reason as u8,
         would: u8::from(would),
         reserved: [0; 2],
     };
+    if case.peer.id.0 < IdentityId::FIRST_HASHED {
+        sockets::store(&mut key.peer_addr, case.peer_addr);
+    }
     if let Some(seen) = DENY_SEEN.get_ptr_mut(key) {
         add(seen, case.bytes, now);
         count(DenyCounter::Repeated);
@@ -51,37 +54,41 @@ pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnO
         count(DenyCounter::Ring);
         return;
     };
-    let record = entry.write(DenyRecord {
-        version: LAYOUT_VERSION as u8,
-        hook: case.hook,
-        direction: key.direction,
-        mode: case.mode(),
-        reason: key.reason,
-        flags: if would { record_flags::WOULD_DENY } else { 0 },
-        proto: key.proto,
-        tcp_flags: case.packet.tcp_flags,
-        icmp: case.packet.icmp,
-        known_by: case.peer.known_by as u8,
-        reserved: 0,
-        epoch: case.epoch,
-        rule: decision.rule.0,
-        ifindex: case.ifindex,
-        boot_ns: now,
-        local_id: case.slot.id.0,
-        peer_id: key.peer,
-        task_id: case.task.0,
-        cgroup: case.cgroup,
-        cookie: 0,
-        netns: 0,
-        local_addr: case.local_addr(),
-        peer_addr: case.peer_addr(),
-        local_port: case.local_port(),
-        peer_port: case.peer_port(),
-        pid: 0,
-        uid: 0,
-        bytes: case.bytes,
-        comm: [0; 16],
-    });
+    // SAFETY: reserved for this record and not shared yet. Written field by field: a value built on the
+    // stack first would be copied byte by byte.
+    let record = unsafe {
+        let r = entry.as_mut_ptr();
+        (*r).version = LAYOUT_VERSION as u8;
+        (*r).hook = case.hook;
+        (*r).direction = key.direction;
+        (*r).mode = case.mode();
+        (*r).reason = key.reason;
+        (*r).flags = if would { record_flags::WOULD_DENY } else { 0 };
+        (*r).proto = key.proto;
+        (*r).tcp_flags = case.tcp_flags;
+        (*r).icmp = case.icmp;
+        (*r).known_by = case.peer.known_by as u8;
+        (*r).reserved = 0;
+        (*r).epoch = case.epoch;
+        (*r).rule = decision.rule.0;
+        (*r).ifindex = case.ifindex;
+        (*r).boot_ns = now;
+        (*r).local_id = case.slot.id.0;
+        (*r).peer_id = key.peer;
+        (*r).task_id = case.task.0;
+        (*r).cgroup = case.cgroup;
+        (*r).cookie = 0;
+        (*r).netns = 0;
+        sockets::store(&mut (*r).local_addr, case.local_addr);
+        sockets::store(&mut (*r).peer_addr, case.peer_addr);
+        (*r).local_port = case.local_port;
+        (*r).peer_port = case.peer_port;
+        (*r).pid = 0;
+        (*r).uid = 0;
+        (*r).bytes = case.bytes;
+        (*r).comm = [0; 16];
+        &mut *r
+    };
     fill(record);
     let stat = DenyStat { count: 0, bytes: 0, first_ns: now, last_ns: now };
     // Only if absent: another CPU may have been first and counted repeats already. A full table only

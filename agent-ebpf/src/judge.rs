@@ -8,12 +8,20 @@ use agent_common::{
     verdict::{Decision, Mode},
 };
 
-use crate::{peer::Peer, policy};
+use crate::{
+    peer::Peer,
+    policy,
+    sockets::{self, Addr},
+};
 
-/// Everything a decision and its report need.
+/// Everything a decision and its report need, seen from this end: a choice between source and
+/// destination at run time would be a variable offset into the stack, which the verifier refuses.
+#[repr(C)]
 pub struct Case {
-    /// The packet, or what a system call says it would be.
-    pub packet: Packet,
+    /// This end's address.
+    pub local_addr: Addr,
+    /// The other end's address.
+    pub peer_addr: Addr,
     /// This end.
     pub slot: IdentSlot,
     /// The other end.
@@ -28,6 +36,20 @@ pub struct Case {
     pub ifindex: u32,
     /// Length of the packet, or 0.
     pub bytes: u32,
+    /// This end's port, host order.
+    pub local_port: u16,
+    /// The other end's port, host order.
+    pub peer_port: u16,
+    /// Echo identifier, or 0.
+    pub icmp_id: u16,
+    /// ICMP type and code, or 0.
+    pub icmp: [u8; 2],
+    /// IP protocol on the wire.
+    pub proto: u8,
+    /// TCP flags, or 0.
+    pub tcp_flags: u8,
+    /// 1 = there are bytes behind the transport header.
+    pub has_payload: u8,
     /// `agent_common::layout::Hook`.
     pub hook: u8,
     /// The packet leaves this end.
@@ -37,28 +59,42 @@ pub struct Case {
 }
 
 impl Case {
-    /// This end's address.
+    /// Takes over what a packet says.
     #[inline(always)]
-    pub const fn local_addr(&self) -> [u8; 16] {
-        if self.leaves { self.packet.src } else { self.packet.dst }
+    pub const fn read(&mut self, packet: &Packet, leaves: bool) {
+        let (local, peer) = if leaves { (&packet.src, &packet.dst) } else { (&packet.dst, &packet.src) };
+        self.local_addr = *sockets::load(local);
+        self.peer_addr = *sockets::load(peer);
+        (self.local_port, self.peer_port) =
+            if leaves { (packet.src_port, packet.dst_port) } else { (packet.dst_port, packet.src_port) };
+        self.icmp_id = packet.icmp_id;
+        self.icmp = packet.icmp;
+        self.proto = packet.proto;
+        self.tcp_flags = packet.tcp_flags;
+        self.has_payload = packet.has_payload;
     }
 
-    /// The other end's address.
+    /// The type of an ICMP echo in its IPv4 form: 8 or 0.
     #[inline(always)]
-    pub const fn peer_addr(&self) -> [u8; 16] {
-        if self.leaves { self.packet.dst } else { self.packet.src }
+    pub const fn echo(&self) -> Option<u8> {
+        self.as_icmp().echo()
     }
 
-    /// This end's port, host order.
+    /// The part of the packet that tells ICMP messages apart.
     #[inline(always)]
-    pub const fn local_port(&self) -> u16 {
-        if self.leaves { self.packet.src_port } else { self.packet.dst_port }
-    }
-
-    /// The other end's port, host order.
-    #[inline(always)]
-    pub const fn peer_port(&self) -> u16 {
-        if self.leaves { self.packet.dst_port } else { self.packet.src_port }
+    pub const fn as_icmp(&self) -> Packet {
+        Packet {
+            proto: self.proto,
+            icmp: self.icmp,
+            src: [0; 16],
+            dst: [0; 16],
+            src_port: 0,
+            dst_port: 0,
+            tcp_flags: 0,
+            icmp_id: 0,
+            has_payload: 0,
+            v6: 0,
+        }
     }
 
     /// Which check of this end is asked.
@@ -73,12 +109,12 @@ impl Case {
     /// The port that rules speak of; for ICMP the type in its IPv4 form.
     #[inline(always)]
     pub fn target_port(&self) -> u16 {
-        if matches!(self.packet.proto, proto::ICMP | proto::ICMPV6) {
-            return self.packet.echo().map_or(self.packet.icmp[0] as u16, u16::from);
+        if matches!(self.proto, proto::ICMP | proto::ICMPV6) {
+            return self.echo().map_or(self.icmp[0] as u16, u16::from);
         }
         match self.role {
-            Role::Callee => self.local_port(),
-            Role::Caller | Role::Unknown => self.peer_port(),
+            Role::Callee => self.local_port,
+            Role::Caller | Role::Unknown => self.peer_port,
         }
     }
 
@@ -98,7 +134,7 @@ impl Case {
             Role::Callee => (self.peer.id, self.slot.id, Direction::Ingress),
             Role::Caller | Role::Unknown => (self.slot.id, self.peer.id, Direction::Egress),
         };
-        let protocol = if self.packet.proto == proto::ICMPV6 { proto::ICMP } else { self.packet.proto };
+        let protocol = if self.proto == proto::ICMPV6 { proto::ICMP } else { self.proto };
         Flow { from, to, proto: protocol, port: self.target_port(), direction }
     }
 

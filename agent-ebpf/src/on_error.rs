@@ -24,9 +24,9 @@ pub const fn on_error(error: &Error) -> Decision {
         // The ports were in another fragment: this may be any packet at all.
         Error::Parse(ParseError::Fragment) => Decision::deny(Reason::Fragment),
         // What cannot be read to its ports may be any packet at all.
-        Error::Parse(
-            ParseError::Version | ParseError::Truncated | ParseError::Length | ParseError::Headers,
-        ) => Decision::deny(Reason::Malformed),
+        Error::Parse(ParseError::Version | ParseError::Truncated | ParseError::Length | ParseError::Headers) => {
+            Decision::deny(Reason::Malformed)
+        }
         // A flow that is not recorded has replies that look like new flows.
         Error::FlowTableFull => Decision::deny(Reason::Internal),
         // A reply opens nothing by itself, or every port would be open to packets that look like one.

@@ -10,14 +10,12 @@ use agent_common::{
 };
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::generated::{
-        bpf_map_lookup_elem, bpf_sk_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-    },
+    helpers::generated::{bpf_map_lookup_elem, bpf_sk_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
 };
 
 use crate::{
     maps::ADDR_EXT,
-    sockets::{self, CURRENT_NETNS, Tuple, state},
+    sockets::{self, Addr, CURRENT_NETNS, Tuple, state},
     who,
 };
 
@@ -97,11 +95,15 @@ pub fn by_cgroup(cgroup: u64, side: u32) -> Peer {
 
 /// The identity of an address: the longest range of an external, else `world`.
 #[inline(always)]
-pub fn by_address(addr: &[u32; 4], side: u32) -> Peer {
+pub fn by_address(addr: &Addr, side: u32) -> Peer {
     let Some(trie) = ADDR_EXT.get(side) else {
         return Peer::UNKNOWN;
     };
-    let key = PrefixKey { bits: 128, addr: sockets::bytes(*addr) };
+    // A `PrefixKey`, by words.
+    let (a, b) = sockets::halves(addr[0]);
+    let (c, d) = sockets::halves(addr[1]);
+    let key: [u32; 5] = [128, a, b, c, d];
+    const _: () = assert!(size_of::<[u32; 5]>() == size_of::<PrefixKey>());
     // SAFETY: an inner map of `addr_ext`; its values are u64 and not written while their side is used.
     let id = unsafe {
         bpf_map_lookup_elem(core::ptr::from_ref(trie).cast_mut().cast(), core::ptr::from_ref(&key).cast())

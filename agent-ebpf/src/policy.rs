@@ -2,10 +2,10 @@
 
 use agent_common::{
     decide::{Clock, PolicyMap, decide},
-    flow::Flow,
-    id::BootSeconds,
-    layout::{EdgeEntry, EdgeKey, RuleStat, Settings, SpillEntry},
-    verdict::Decision,
+    flow::{Direction, Flow},
+    id::{BootSeconds, IdentityId, RuleNumber},
+    layout::{EdgeEntry, EdgeKey, Settings, SpillEntry},
+    verdict::{Decision, Reason},
 };
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_map_lookup_elem};
 
@@ -63,10 +63,63 @@ pub fn settings(side: u32) -> Option<&'static Settings> {
 }
 
 /// Decides a flow under one epoch and counts the hit of the rule.
-#[inline(never)]
+#[inline(always)]
 pub fn decide_counted(flow: &Flow, epoch: u32, out: &mut Decision) {
+    let question = Question {
+        from: flow.from.0,
+        to: flow.to.0,
+        port: u32::from(flow.port),
+        proto: u16::from(flow.proto),
+        direction: flow.direction as u16,
+    };
+    let mut answer = Answer::default();
+    ew_decide(&raw const question, &raw mut answer, epoch);
+    *out = Decision {
+        allow: answer.allow != 0,
+        reason: Reason::from_u8(answer.reason as u8).unwrap_or(Reason::Internal),
+        rule: RuleNumber(answer.rule),
+        valid_until: BootSeconds(answer.valid_until),
+    };
+}
+
+/// A flow in integers: what crosses the border of a function that the verifier checks by itself.
+#[repr(C)]
+pub struct Question {
+    from: u64,
+    to: u64,
+    port: u32,
+    proto: u16,
+    direction: u16,
+}
+
+/// A decision in integers. All zero is a denial.
+#[derive(Default)]
+#[repr(C)]
+pub struct Answer {
+    allow: u32,
+    reason: u32,
+    rule: u32,
+    valid_until: u32,
+}
+
+/// Global, so that the verifier checks the decision once and not for every state of every caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_decide(question: *const Question, answer: *mut Answer, epoch: u32) -> u32 {
+    // SAFETY: the verifier knows the sizes behind both pointers, and that they may be null.
+    let (Some(question), Some(answer)) = (unsafe { question.as_ref() }, unsafe { answer.as_mut() }) else {
+        return 0;
+    };
     let side = epoch & 1;
-    let decision = decide(&KernelPolicy { side }, flow, &BootClock);
+    let direction = if question.direction == 0 { Direction::Egress } else { Direction::Ingress };
+    let flow = Flow {
+        from: IdentityId(question.from),
+        to: IdentityId(question.to),
+        proto: question.proto as u8,
+        port: question.port as u16,
+        direction,
+    };
+    let decision = decide(&KernelPolicy { side }, &flow, &BootClock);
     if let Some(settings) = settings(side)
         && decision.rule.0 <= settings.rules
         && let Some(stat) = RULE_STATS.get_ptr_mut(settings.stats_base.wrapping_add(decision.rule.0))
@@ -78,7 +131,9 @@ pub fn decide_counted(flow: &Flow, epoch: u32, out: &mut Decision) {
             (*stat).last_ns = bpf_ktime_get_boot_ns();
         }
     }
-    *out = decision;
+    answer.allow = u32::from(decision.allow);
+    answer.reason = decision.reason as u32;
+    answer.rule = decision.rule.0;
+    answer.valid_until = decision.valid_until.0;
+    0
 }
-
-const _: () = assert!(size_of::<RuleStat>() == 16);

@@ -53,100 +53,127 @@ pub fn stored(sk: *mut bpf_sock) -> Option<*mut SockState> {
 #[inline(always)]
 fn get(sk: *mut bpf_sock, flags: u64) -> Option<*mut SockState> {
     // SAFETY: a socket the verifier knows, and our own map.
-    let state = unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast(),
-            sk.cast(),
-            core::ptr::null_mut(),
-            flags,
-        )
-    }
-    .cast::<SockState>();
+    let state =
+        unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), flags) }
+            .cast::<SockState>();
     (!state.is_null()).then_some(state)
 }
 
-/// Returns the peer of a connected socket: mapped address, port in host order.
+/// An address as it lies in memory: 16 bytes in network order, IPv4 mapped, as two words of eight.
 ///
-/// Written word by word: the verifier refuses a copy of the socket's fields.
+/// The target cannot read across word borders, so bytes would be moved one by one.
+pub type Addr = [u64; 2];
+
+/// Puts two words of four bytes side by side in memory.
 #[inline(always)]
-pub fn peer(sk: *mut bpf_sock) -> ([u32; 4], u16) {
-    // SAFETY: a full socket.
-    unsafe {
-        let port = u16::from_be((*sk).dst_port);
-        if (*sk).family == 2 {
-            ([0, 0, MAPPED, (*sk).dst_ip4], port)
-        } else {
-            ([(*sk).dst_ip6[0], (*sk).dst_ip6[1], (*sk).dst_ip6[2], (*sk).dst_ip6[3]], port)
-        }
-    }
+pub const fn pair(first: u32, second: u32) -> u64 {
+    let (low, high) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
+    low as u64 | (high as u64) << 32
+}
+
+/// The reverse of [`pair`].
+#[inline(always)]
+pub const fn halves(word: u64) -> (u32, u32) {
+    let (low, high) = (word as u32, (word >> 32) as u32);
+    if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
 }
 
 /// The third word of a mapped address as it lies in memory: 0x0000ffff in network order.
-pub const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
-/// An address as four words as they lie in memory.
+/// Maps an IPv4 address, given as it lies in memory.
 #[inline(always)]
-pub fn words(addr: &[u8; 16]) -> [u32; 4] {
-    [
-        u32::from_ne_bytes([addr[0], addr[1], addr[2], addr[3]]),
-        u32::from_ne_bytes([addr[4], addr[5], addr[6], addr[7]]),
-        u32::from_ne_bytes([addr[8], addr[9], addr[10], addr[11]]),
-        u32::from_ne_bytes([addr[12], addr[13], addr[14], addr[15]]),
-    ]
+pub const fn mapped(v4: u32) -> Addr {
+    [0, pair(MAPPED, v4)]
 }
 
-/// The reverse of [`words`].
+/// Returns the IPv4 address, as it lies in memory, if this is one.
 #[inline(always)]
-pub fn bytes(w: [u32; 4]) -> [u8; 16] {
-    let (a, b, c, d) = (w[0].to_ne_bytes(), w[1].to_ne_bytes(), w[2].to_ne_bytes(), w[3].to_ne_bytes());
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-    ]
+pub const fn v4(addr: &Addr) -> Option<u32> {
+    let (third, fourth) = halves(addr[1]);
+    if addr[0] == 0 && third == MAPPED { Some(fourth) } else { None }
 }
 
-/// Says whether an address is IPv4, mapped.
+/// Reads an address field of a packet or a shared layout.
 #[inline(always)]
-pub fn is_v4(w: &[u32; 4]) -> bool {
-    w[0] == 0 && w[1] == 0 && w[2] == MAPPED
+pub const fn load(bytes: &[u8; 16]) -> &Addr {
+    // SAFETY: every address field of `Packet` and of the layouts with addresses lies at a multiple of 8
+    // in a type that is aligned to 8 (asserted below).
+    unsafe { &*core::ptr::from_ref(bytes).cast() }
+}
+
+/// Writes an address field of a packet or a shared layout.
+#[inline(always)]
+pub const fn store(bytes: &mut [u8; 16], addr: Addr) {
+    // SAFETY: as in `load`.
+    unsafe { *core::ptr::from_mut(bytes).cast() = addr }
+}
+
+const _: () = {
+    use agent_common::{
+        layout::{DenyKey, DenyRecord, FlowKey},
+        parse::Packet,
+    };
+    use core::mem::offset_of;
+    assert!(align_of::<Packet>() == 8 && offset_of!(Packet, src) % 8 == 0 && offset_of!(Packet, dst) % 8 == 0);
+    assert!(align_of::<SockState>() == 8 && offset_of!(SockState, peer_addr) % 8 == 0);
+    assert!(align_of::<FlowKey>() == 8 && offset_of!(FlowKey, local_addr) % 8 == 0);
+    assert!(offset_of!(FlowKey, peer_addr) % 8 == 0);
+    assert!(align_of::<DenyKey>() == 8 && offset_of!(DenyKey, peer_addr) % 8 == 0);
+    assert!(align_of::<DenyRecord>() == 8 && offset_of!(DenyRecord, local_addr) % 8 == 0);
+    assert!(offset_of!(DenyRecord, peer_addr) % 8 == 0);
+};
+
+/// Returns the peer of a connected socket: address, port in host order.
+///
+/// Both families' fields are read whatever the family is: a choice between two addresses of the socket
+/// would be pointer arithmetic, which the verifier refuses.
+#[inline(always)]
+pub fn peer(sk: *mut bpf_sock) -> (Addr, u16) {
+    use core::ptr::read_volatile;
+    // SAFETY: a full socket.
+    unsafe {
+        let port = u16::from_be((*sk).dst_port);
+        let v4 = read_volatile(&raw const (*sk).dst_ip4);
+        let v6 = [
+            pair(read_volatile(&raw const (*sk).dst_ip6[0]), read_volatile(&raw const (*sk).dst_ip6[1])),
+            pair(read_volatile(&raw const (*sk).dst_ip6[2]), read_volatile(&raw const (*sk).dst_ip6[3])),
+        ];
+        (if (*sk).family == 2 { mapped(v4) } else { v6 }, port)
+    }
 }
 
 /// A tuple to look a socket up with: `local` is the end whose socket is wanted.
 ///
-/// Shape: 36 bytes, network order, as `struct bpf_sock_tuple`; 12 of them for IPv4.
+/// Shape: as `struct bpf_sock_tuple`, network order: 12 bytes that count for IPv4, 36 for IPv6.
 pub struct Tuple {
-    data: [u32; 9],
-    len: u32,
+    data: [u64; 5],
+    is_v4: bool,
 }
 
 impl Tuple {
-    /// Makes it from addresses as words and ports in host order.
+    /// Makes it; ports in host order.
     #[inline(always)]
-    pub fn new(remote: &[u32; 4], remote_port: u16, local: &[u32; 4], local_port: u16) -> Self {
+    pub fn new(remote: &Addr, remote_port: u16, local: &Addr, local_port: u16) -> Self {
         // In memory: source port, then destination port.
         let [a, b] = remote_port.to_be_bytes();
         let [c, d] = local_port.to_be_bytes();
-        let ports = u32::from_ne_bytes([a, b, c, d]);
-        if is_v4(local) {
-            Self { data: [remote[3], local[3], ports, 0, 0, 0, 0, 0, 0], len: 12 }
-        } else {
-            Self {
-                data: [
-                    remote[0], remote[1], remote[2], remote[3], local[0], local[1], local[2], local[3], ports,
-                ],
-                len: 36,
-            }
+        let ports = pair(u32::from_ne_bytes([a, b, c, d]), 0);
+        match v4(local) {
+            Some(local) => Self { data: [pair(halves(remote[1]).1, local), ports, 0, 0, 0], is_v4: true },
+            None => Self { data: [remote[0], remote[1], local[0], local[1], ports], is_v4: false },
         }
     }
 
     /// For the helpers.
     #[inline(always)]
-    pub fn as_ptr(&mut self) -> *mut bpf_sock_tuple {
+    pub const fn as_ptr(&mut self) -> *mut bpf_sock_tuple {
         self.data.as_mut_ptr().cast()
     }
 
-    /// Bytes of the tuple that count. The verifier wants a constant: compare before the call.
+    /// Says which length counts. The verifier wants a constant: compare before the call.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        self.len == 12
+        self.is_v4
     }
 }

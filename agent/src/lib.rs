@@ -1,5 +1,6 @@
 //! The agent and the command line of eastwall.
 
+pub mod datapath;
 pub mod events;
 pub mod identity;
 pub mod policy;

@@ -12,54 +12,69 @@ pub const EXTENSION_HEADERS_MAX: usize = 7;
 /// # Errors
 ///
 /// See [`ParseError`]; the packet must then be denied, since it may be any packet at all.
-#[inline(always)]
+#[inline]
 pub fn packet<S: Source + ?Sized>(source: &S) -> Result<Packet, ParseError> {
-    let [first] = source.load::<1>(0).ok_or(ParseError::Truncated)?;
-    match first >> 4 {
-        4 => v4(source),
-        6 => v6(source),
-        _ => Err(ParseError::Version),
-    }
+    let mut packet = Packet::default();
+    read(source, &mut packet).map(|()| packet)
 }
 
+/// As [`packet`], into a packet that is all zero.
+///
+/// # Errors
+///
+/// See [`ParseError`]; the packet is then partly filled.
 #[inline(always)]
-fn v4<S: Source + ?Sized>(source: &S) -> Result<Packet, ParseError> {
-    let h = source.load::<20>(0).ok_or(ParseError::Truncated)?;
+pub fn read<S: Source + ?Sized>(source: &S, packet: &mut Packet) -> Result<(), ParseError> {
+    let mut first = [0; 1];
+    if !source.load(0, &mut first) {
+        return Err(ParseError::Truncated);
+    }
+    let (offset, end) = match first[0] >> 4 {
+        4 => v4(source, packet)?,
+        6 => v6(source, packet)?,
+        _ => return Err(ParseError::Version),
+    };
+    transport::read(source, offset, end, packet)
+}
+
+/// Returns where the transport header begins, and where the packet ends.
+#[inline(always)]
+fn v4<S: Source + ?Sized>(source: &S, packet: &mut Packet) -> Result<(usize, usize), ParseError> {
+    let mut h = [0; 10];
+    let (mut src, mut dst) = ([0; 4], [0; 4]);
+    if !source.load(0, &mut h) || !source.load(12, &mut src) || !source.load(16, &mut dst) {
+        return Err(ParseError::Truncated);
+    }
     let header = usize::from(h[0] & 0xf) * 4;
     let total = usize::from(u16::from_be_bytes([h[2], h[3]]));
     // A total length of 0 is how the kernel marks a segmentation-offload packet above 64 KiB.
     if header < 20 || (total != 0 && total < header) {
         return Err(ParseError::Length);
     }
-    let fragment = u16::from_be_bytes([h[6], h[7]]);
-    if fragment & 0x1fff != 0 {
+    if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
         return Err(ParseError::Fragment);
     }
-    let mut packet = Packet { proto: h[9], ..Packet::default() };
-    packet.src[10] = 0xff;
-    packet.src[11] = 0xff;
-    packet.dst[10] = 0xff;
-    packet.dst[11] = 0xff;
-    packet.src[12] = h[12];
-    packet.src[13] = h[13];
-    packet.src[14] = h[14];
-    packet.src[15] = h[15];
-    packet.dst[12] = h[16];
-    packet.dst[13] = h[17];
-    packet.dst[14] = h[18];
-    packet.dst[15] = h[19];
-    let end = if total == 0 { usize::MAX } else { total };
-    transport::read(source, header, end, &mut packet)?;
-    Ok(packet)
+    packet.proto = h[9];
+    packet.src = mapped(src);
+    packet.dst = mapped(dst);
+    Ok((header, if total == 0 { usize::MAX } else { total }))
 }
 
+/// RFC 4291, section 2.5.5.2.
 #[inline(always)]
-fn v6<S: Source + ?Sized>(source: &S) -> Result<Packet, ParseError> {
-    let h = source.load::<8>(0).ok_or(ParseError::Truncated)?;
+const fn mapped(a: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]]
+}
+
+/// As [`v4`].
+#[inline(always)]
+fn v6<S: Source + ?Sized>(source: &S, packet: &mut Packet) -> Result<(usize, usize), ParseError> {
+    let mut h = [0; 8];
+    packet.v6 = 1;
+    if !source.load(0, &mut h) || !source.load(8, &mut packet.src) || !source.load(24, &mut packet.dst) {
+        return Err(ParseError::Truncated);
+    }
     let payload = usize::from(u16::from_be_bytes([h[4], h[5]]));
-    let src = source.load::<16>(8).ok_or(ParseError::Truncated)?;
-    let dst = source.load::<16>(24).ok_or(ParseError::Truncated)?;
-    let mut packet = Packet { src, dst, v6: 1, ..Packet::default() };
     // A payload length of 0 is a jumbogram or a packet with nothing behind the header; the transport
     // header is then looked for in the bytes that are there.
     let end = if payload == 0 { usize::MAX } else { 40 + payload };
@@ -68,26 +83,27 @@ fn v6<S: Source + ?Sized>(source: &S) -> Result<Packet, ParseError> {
     for _ in 0..=EXTENSION_HEADERS_MAX {
         match next {
             // Hop-by-hop options, routing, destination options: RFC 8200, sections 4.3, 4.4, 4.6.
-            0 | 43 | 60 => {
-                let [following, length] = source.load::<2>(offset).ok_or(ParseError::Truncated)?;
-                next = following;
-                offset += (usize::from(length) + 1) * 8;
-            }
             // Fragment: section 4.5. An atomic or first fragment is read on; others hide their ports.
-            44 => {
-                let f = source.load::<8>(offset).ok_or(ParseError::Truncated)?;
-                if u16::from_be_bytes([f[2], f[3]]) & 0xfff8 != 0 {
-                    return Err(ParseError::Fragment);
+            0 | 43 | 44 | 60 => {
+                let mut e = [0; 4];
+                if !source.load(offset, &mut e) {
+                    return Err(ParseError::Truncated);
                 }
-                next = f[0];
-                offset += 8;
+                if next == 44 {
+                    if u16::from_be_bytes([e[2], e[3]]) & 0xfff8 != 0 {
+                        return Err(ParseError::Fragment);
+                    }
+                    offset += 8;
+                } else {
+                    offset += (usize::from(e[1]) + 1) * 8;
+                }
+                next = e[0];
             }
             // Authentication header, no next header, mobility, HIP, shim6: judged as protocols of
             // their own, never looked behind.
             _ => {
                 packet.proto = next;
-                transport::read(source, offset, end, &mut packet)?;
-                return Ok(packet);
+                return Ok((offset, end));
             }
         }
         if offset > end {

@@ -3,18 +3,24 @@
 mod ip;
 mod transport;
 
-pub use ip::{EXTENSION_HEADERS_MAX, packet};
+pub use ip::{EXTENSION_HEADERS_MAX, packet, read};
 
 /// Where header bytes come from: a slice, or `bpf_skb_load_bytes`.
 pub trait Source {
-    /// Returns the `N` bytes at `offset` from the IP header, or `None` if the packet ends before.
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// Writes the `N` bytes at `offset` from the IP header into `out`; false if the packet ends before.
+    ///
+    /// Into a place of the caller's, because the stack of a kernel program holds 512 bytes in all.
+    fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool;
 }
 
 impl Source for [u8] {
     #[inline]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.get(offset..offset.checked_add(N)?)?.try_into().ok()
+    fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
+        let bytes = offset.checked_add(N).and_then(|end| self.get(offset..end));
+        bytes.is_some_and(|bytes| {
+            out.copy_from_slice(bytes);
+            true
+        })
     }
 }
 
@@ -22,7 +28,10 @@ impl Source for [u8] {
 ///
 /// Shape: addresses 16 bytes in network order, IPv4 mapped; ports in host order, 0 where the protocol
 /// has none.
+///
+/// Aligned, so that kernel programs, which may not read across word borders, move addresses by words.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C, align(8))]
 pub struct Packet {
     /// Source address.
     pub src: [u8; 16],

@@ -2,9 +2,7 @@
 //! is without a judgement.
 
 use agent_common::layout::{IdentEntry, IdentSlot, ident_flags};
-use aya_ebpf::{
-    helpers::bpf_probe_read_kernel, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
+use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     emit, globals,

@@ -1,11 +1,13 @@
 //! cgroup_skb egress and ingress: the boundary. Everything a socket sends or receives passes here.
 
+use core::ptr;
+
 use agent_common::{
     cached,
     flow::proto,
     id::{BootSeconds, RuleNumber},
     layout::{DenyRecord, FlowKey, Hook, KnownBy, Role, SockState, record_flags},
-    parse::{self, Packet, tcp},
+    parse::{self, Packet, ParseError, tcp},
     verdict::{Decision, Verdict},
 };
 use aya_ebpf::{
@@ -19,8 +21,9 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit, flows, globals,
+    emit, flows,
     flows::Known,
+    globals,
     judge::Case,
     on_error::{Error, on_error},
     peer::{self, Peer},
@@ -35,13 +38,13 @@ const LOOPBACK: u32 = 1;
 const ROOT_CGROUP: u64 = 1;
 
 /// Judges what sockets send.
-#[cgroup_skb]
+#[cgroup_skb(egress)]
 pub fn ew_egress(ctx: SkBuffContext) -> i32 {
     run(ctx.skb.skb, true)
 }
 
 /// Judges what sockets receive.
-#[cgroup_skb]
+#[cgroup_skb(ingress)]
 pub fn ew_ingress(ctx: SkBuffContext) -> i32 {
     run(ctx.skb.skb, false)
 }
@@ -80,14 +83,12 @@ fn cached_verdict(sk: *mut bpf_sock, epoch: u32) -> bool {
             return false;
         }
         let (addr, port) = sockets::peer(sk);
-        let known = (&raw const (*stored).peer_addr).cast::<u32>();
+        let known = sockets::load(&(*stored).peer_addr);
         if port == 0
             || (*stored).peer_port != port
             || u32::from((*stored).local_port) != (*sk).src_port
-            || *known != addr[0]
-            || *known.add(1) != addr[1]
-            || *known.add(2) != addr[2]
-            || *known.add(3) != addr[3]
+            || known[0] != addr[0]
+            || known[1] != addr[1]
         {
             return false;
         }
@@ -113,7 +114,15 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
     // SAFETY: the context.
     let (ifindex, bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
     let mut case = Case {
-        packet: Packet::default(),
+        local_addr: [0; 2],
+        peer_addr: [0; 2],
+        local_port: 0,
+        peer_port: 0,
+        icmp_id: 0,
+        icmp: [0; 2],
+        proto: 0,
+        tcp_flags: 0,
+        has_payload: 0,
         // SAFETY: the context.
         slot: who::slot_of(cgroup, || unsafe { bpf_get_socket_uid(skb) }, side),
         peer: Peer::UNKNOWN,
@@ -127,27 +136,63 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
         role: if leaves { Role::Caller } else { Role::Callee },
     };
     let mut decision = on_error(&Error::NoSocket);
-    if !read_packet(skb, &mut case.packet, &mut decision) {
+    let failed = read_case(skb, &mut case);
+    if failed != 0 {
+        decision = on_error(&Error::Parse(parse_error(failed)));
         return finish(skb, &case, &decision);
     }
     if kernel_answers(skb, &case) {
         return Verdict::Allow as i32;
     }
-    if case.packet.proto == proto::TCP { tcp_case(skb, &mut case, &mut decision) } else { flow_case(skb, &mut case, &mut decision) }
+    if case.proto == proto::TCP {
+        tcp_case(skb, &mut case, &mut decision)
+    } else {
+        flow_case(skb, &mut case, &mut decision)
+    }
 }
 
-/// Parses the packet; false: `decision` says why it is denied. A frame of its own, as the stack is short.
+/// Reads the packet; the result is 0, or an error for [`parse_error`].
+///
+/// Global, so that the verifier checks it once and not for every state of every caller.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_packet(skb: *mut __sk_buff, packet: &mut Packet, decision: &mut Decision) -> bool {
-    match parse::packet(&Skb { skb }) {
-        Ok(parsed) => {
-            *packet = parsed;
-            true
-        }
-        Err(error) => {
-            *decision = on_error(&Error::Parse(error));
-            false
-        }
+pub extern "C" fn ew_read_packet(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
+        return 1;
+    };
+    match parse::read(&Skb { skb }, packet) {
+        Ok(()) => 0,
+        Err(ParseError::Truncated) => 1,
+        Err(ParseError::Version) => 2,
+        Err(ParseError::Length) => 3,
+        Err(ParseError::Headers) => 4,
+        Err(ParseError::Fragment) => 5,
+    }
+}
+
+/// Reads the packet into the case. A frame of its own: the stack holds 512 bytes over all frames.
+#[inline(never)]
+fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
+    let mut packet = Packet::default();
+    let failed = ew_read_packet(skb, &raw mut packet);
+    if case.leaves {
+        case.read(&packet, true)
+    } else {
+        case.read(&packet, false)
+    }
+    failed
+}
+
+/// See [`ew_read_packet`].
+#[inline(always)]
+const fn parse_error(code: u32) -> ParseError {
+    match code {
+        5 => ParseError::Fragment,
+        4 => ParseError::Headers,
+        3 => ParseError::Length,
+        2 => ParseError::Version,
+        _ => ParseError::Truncated,
     }
 }
 
@@ -158,15 +203,14 @@ fn read_packet(skb: *mut __sk_buff, packet: &mut Packet, decision: &mut Decision
 ///   listener discovery, and echo replies over loopback, whose request the caller's exit has judged.
 #[inline(always)]
 fn kernel_answers(skb: *mut __sk_buff, case: &Case) -> bool {
-    let packet = &case.packet;
-    if packet.proto == proto::TCP && packet.tcp_flags & tcp::RST != 0 && packet.has_payload == 0 {
+    if case.proto == proto::TCP && case.tcp_flags & tcp::RST != 0 && case.has_payload == 0 {
         return case.cgroup == ROOT_CGROUP || tcp_socket(skb).is_some();
     }
     case.leaves
         && case.cgroup == ROOT_CGROUP
-        && (packet.is_icmp_error()
-            || packet.is_neighbour_discovery()
-            || case.ifindex == LOOPBACK && packet.echo() == Some(0))
+        && (case.as_icmp().is_icmp_error()
+            || case.as_icmp().is_neighbour_discovery()
+            || case.ifindex == LOOPBACK && case.echo() == Some(0))
 }
 
 #[inline(always)]
@@ -182,7 +226,7 @@ fn tcp_socket(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
 fn tcp_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
     let Some(sk) = tcp_socket(skb) else {
         // A raw socket. Only a SYN begins a flow; a raw socket has none that others could answer in.
-        if case.leaves && case.packet.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
+        if case.leaves && case.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
             *decision = on_error(&Error::NoFlow);
             return finish(skb, case, decision);
         }
@@ -223,8 +267,7 @@ fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
         }
     }
     // Remote port 0 matches no connection, so only a listener can be found.
-    let (remote, local) = (sockets::words(&case.peer_addr()), sockets::words(&case.local_addr()));
-    let mut tuple = Tuple::new(&remote, 0, &local, case.local_port());
+    let mut tuple = Tuple::new(&case.peer_addr, 0, &case.local_addr, case.local_port);
     // SAFETY: the helper reads the tuple; what it returns is released at once.
     unsafe {
         let found = if tuple.is_v4() {
@@ -244,26 +287,25 @@ fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
 #[inline(always)]
 fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
     let connected = connected_udp(skb, case);
-    if case.leaves
-        && let Some(sk) = connected
-        && cached_verdict(sk, case.epoch)
-    {
+    if case.leaves && !connected.is_null() && cached_verdict(connected, case.epoch) {
         return Verdict::Allow as i32;
     }
     let mut key = FlowKey {
         owner: case.cgroup,
-        local_addr: case.local_addr(),
-        peer_addr: case.peer_addr(),
-        local_port: case.local_port(),
-        peer_port: case.peer_port(),
-        proto: case.packet.proto,
+        local_addr: [0; 16],
+        peer_addr: [0; 16],
+        local_port: case.local_port,
+        peer_port: case.peer_port,
+        proto: case.proto,
         direction: if case.leaves { 1 } else { 0 },
         reserved: [0; 2],
     };
-    let echo = case.packet.echo();
+    sockets::store(&mut key.local_addr, case.local_addr);
+    sockets::store(&mut key.peer_addr, case.peer_addr);
+    let echo = case.echo();
     if echo.is_some() {
-        key.local_port = case.packet.icmp_id;
-        key.peer_port = case.packet.icmp_id;
+        key.local_port = case.icmp_id;
+        key.peer_port = case.icmp_id;
     }
     // Against the direction of a flow that the other side began: a reply. An echo request never is
     // one, whatever its identifier.
@@ -286,47 +328,54 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
     case.role = role;
     if echo == Some(0) {
         // The rule for an echo flow is the one for its request.
-        case.packet.icmp[0] = if case.packet.proto == proto::ICMP { 8 } else { 128 };
+        case.icmp[0] = if case.proto == proto::ICMP { 8 } else { 128 };
     }
     decide(skb, case, decision);
     if passes(case, decision) {
-        let stored = connected.and_then(sockets::storage);
-        if let Some(stored) = stored {
+        let mut remembered = false;
+        if !connected.is_null()
+            && let Some(stored) = sockets::storage(connected)
+        {
             // SAFETY: storage of a live socket.
             unsafe { remember(stored, case, decision) };
+            remembered = true;
         }
         let recorded = flows::record(&key, case.epoch, decision.valid_until.0);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies
         // that look like new flows.
-        if !recorded && stored.is_none() {
+        if !recorded && !remembered {
             *decision = on_error(&Error::FlowTableFull);
         }
     }
     finish(skb, case, decision)
 }
 
-/// The packet's socket, if it is UDP, connected, and the packet goes to or comes from its peer.
+/// The packet's socket, if it is UDP, connected, and the packet goes to or comes from its peer; else
+/// null, which unlike an `Option` leaves no register without a value.
 #[inline(always)]
-fn connected_udp(skb: *mut __sk_buff, case: &Case) -> Option<*mut bpf_sock> {
-    let sk = sockets::full(skb)?;
+fn connected_udp(skb: *mut __sk_buff, case: &Case) -> *mut bpf_sock {
+    let Some(sk) = sockets::full(skb) else {
+        return ptr::null_mut();
+    };
     // SAFETY: a full socket.
     let udp = unsafe { (*sk).protocol == u32::from(proto::UDP) && (*sk).type_ == sockets::DGRAM };
-    if !udp || case.packet.proto != proto::UDP {
-        return None;
+    if !udp || case.proto != proto::UDP {
+        return ptr::null_mut();
     }
     let (addr, port) = sockets::peer(sk);
-    let to = sockets::words(&case.peer_addr());
-    let same = addr[0] == to[0] && addr[1] == to[1] && addr[2] == to[2] && addr[3] == to[3];
-    (port != 0 && port == case.peer_port() && same).then_some(sk)
+    let to = &case.peer_addr;
+    let same = addr[0] == to[0] && addr[1] == to[1];
+    if port != 0 && port == case.peer_port && same { sk } else { ptr::null_mut() }
 }
 
-/// Names the other end and decides.
-#[inline(always)]
+/// Names the other end and decides. A frame of its own.
+#[inline(never)]
 fn decide(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) {
     name_peer(skb, case);
     case.decide(decision);
 }
 
+/// A frame of its own.
 #[inline(never)]
 fn name_peer(skb: *mut __sk_buff, case: &mut Case) {
     case.peer = peer_of(skb, case);
@@ -336,17 +385,16 @@ fn name_peer(skb: *mut __sk_buff, case: &mut Case) {
 #[inline(always)]
 fn peer_of(skb: *mut __sk_buff, case: &Case) -> Peer {
     let side = case.epoch & 1;
-    let (local, remote) = (sockets::words(&case.local_addr()), sockets::words(&case.peer_addr()));
     if case.ifindex != LOOPBACK {
-        return peer::by_address(&remote, side);
+        return peer::by_address(&case.peer_addr, side);
     }
-    if !matches!(case.packet.proto, proto::TCP | proto::UDP) {
+    if !matches!(case.proto, proto::TCP | proto::UDP) {
         // Over loopback nothing but TCP and UDP can be looked up; what is left goes to the kernel.
         let host = peer::by_cgroup(ROOT_CGROUP, side);
         return Peer { known_by: KnownBy::Host, ..host };
     }
-    let mut tuple = Tuple::new(&local, case.local_port(), &remote, case.peer_port());
-    match peer::find(skb.cast(), case.packet.proto, &mut tuple, peer::cgroup_by_helper) {
+    let mut tuple = Tuple::new(&case.local_addr, case.local_port, &case.peer_addr, case.peer_port);
+    match peer::find(skb.cast(), case.proto, &mut tuple, peer::cgroup_by_helper) {
         // A listener on the caller's port is not the caller.
         Some(found) if found.listens && matches!(case.role, Role::Callee) => Peer::UNKNOWN,
         Some(found) => peer::by_cgroup(found.cgroup, side),
@@ -367,27 +415,27 @@ fn passes(case: &Case, decision: &Decision) -> bool {
 #[inline(never)]
 unsafe fn remember(stored: *mut SockState, case: &Case, decision: &Decision) {
     let mut verdict = SockState {
-        peer_addr: case.peer_addr(),
-        peer_port: case.peer_port(),
-        local_port: case.local_port(),
+        peer_port: case.peer_port,
+        local_port: case.local_port,
         epoch: case.epoch,
         valid_until: decision.valid_until.0,
         role: case.role as u8,
-        proto: case.packet.proto,
+        proto: case.proto,
         ..SockState::default()
     };
+    sockets::store(&mut verdict.peer_addr, case.peer_addr);
     verdict.seal = cached::seal(&verdict, globals::secret());
     // SAFETY: the caller's promise. Field by field, so that what is known about the maker stays.
     unsafe {
-        core::ptr::write_volatile(&raw mut (*stored).seal, 0);
-        (*stored).peer_addr = verdict.peer_addr;
+        ptr::write_volatile(&raw mut (*stored).seal, 0);
+        sockets::store(&mut (*stored).peer_addr, case.peer_addr);
         (*stored).peer_port = verdict.peer_port;
         (*stored).local_port = verdict.local_port;
         (*stored).epoch = verdict.epoch;
         (*stored).valid_until = verdict.valid_until;
         (*stored).role = verdict.role;
         (*stored).proto = verdict.proto;
-        core::ptr::write_volatile(&raw mut (*stored).seal, verdict.seal);
+        ptr::write_volatile(&raw mut (*stored).seal, verdict.seal);
     }
 }
 
@@ -448,13 +496,9 @@ struct Skb {
 
 impl parse::Source for Skb {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = [0_u8; N];
+    fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
         // SAFETY: the helper writes N bytes or fails.
-        let failed = unsafe {
-            bpf_skb_load_bytes(self.skb.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
-        };
-        (failed == 0).then_some(bytes)
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, out.as_mut_ptr().cast(), N as u32) == 0 }
     }
 }
 

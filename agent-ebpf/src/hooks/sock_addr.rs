@@ -5,7 +5,6 @@ use agent_common::{
     flow::{Direction, proto},
     id::IdentityId,
     layout::{Hook, IdentSlot, Role, SockState, ident_flags, record_flags},
-    parse::Packet,
     verdict::{Decision, Mode, Reason, Verdict},
 };
 use aya_ebpf::{
@@ -23,7 +22,7 @@ use crate::{
     judge::Case,
     peer::{self, Peer},
     policy,
-    sockets::{self, MAPPED, Tuple},
+    sockets::{self, Addr, Tuple, pair},
     who,
 };
 
@@ -58,9 +57,10 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     let (addr, port, sk, kind, protocol) = unsafe {
         let addr = match hook {
             Hook::Connect6 | Hook::Sendmsg6 => {
-                [(*ctx).user_ip6[0], (*ctx).user_ip6[1], (*ctx).user_ip6[2], (*ctx).user_ip6[3]]
+                let ip = &(*ctx).user_ip6;
+                [pair(ip[0], ip[1]), pair(ip[2], ip[3])]
             }
-            _ => [0, 0, MAPPED, (*ctx).user_ip4],
+            _ => sockets::mapped((*ctx).user_ip4),
         };
         let port = u16::from_be((*ctx).user_port as u16);
         (addr, port, (*ctx).__bindgen_anon_1.sk, (*ctx).type_, (*ctx).protocol)
@@ -81,7 +81,15 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         return 1;
     }
     let mut case = Case {
-        packet: Packet { dst: sockets::bytes(addr), dst_port: port, ..Packet::default() },
+        local_addr: [0; 2],
+        peer_addr: addr,
+        local_port: 0,
+        peer_port: port,
+        icmp_id: 0,
+        icmp: [0; 2],
+        proto: 0,
+        tcp_flags: 0,
+        has_payload: 0,
         slot: IdentSlot::default(),
         peer: Peer::UNKNOWN,
         cgroup,
@@ -93,20 +101,20 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         leaves: true,
         role: Role::Caller,
     };
-    case.packet.proto = match (kind, protocol) {
+    case.proto = match (kind, protocol) {
         // MPTCP has a number of its own above 255; on the wire it is TCP.
         (sockets::STREAM, 262) => proto::TCP,
         (_, 0..=255) => protocol as u8,
         _ => return 1,
     };
-    if matches!(case.packet.proto, proto::ICMP | proto::ICMPV6) {
-        case.packet.icmp = [if case.packet.proto == proto::ICMP { 8 } else { 128 }, 0];
-        case.packet.dst_port = 0;
+    if matches!(case.proto, proto::ICMP | proto::ICMPV6) {
+        case.icmp = [if case.proto == proto::ICMP { 8 } else { 128 }, 0];
+        case.peer_port = 0;
     }
     judge_case(ctx, &mut case, acting)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64) -> i32 {
     let side = case.epoch & 1;
     // SAFETY: the calling task; at connect and sendmsg the socket's owner is taken for the caller.
@@ -114,8 +122,7 @@ fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64) -> i32 {
     case.slot = who::slot_of(case.cgroup, uid, side);
     let task = if acting == case.cgroup { case.slot } else { who::slot_of(acting, uid, side) };
     // Only a labelled endpoint counts as another workload; kernel workers live in the root cgroup.
-    let other_task =
-        acting > 1 && task.flags & ident_flags::INHERIT != 0 && task.id.0 != case.slot.id.0;
+    let other_task = acting > 1 && task.flags & ident_flags::INHERIT != 0 && task.id.0 != case.slot.id.0;
 
     let mut certain = Candidates { address: None, socket: None, unsure: true };
     find_candidates(ctx, case, &mut certain);
@@ -131,7 +138,8 @@ fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64) -> i32 {
     if allowed {
         return 1;
     }
-    decision.reason = if matches!(decision.reason, Reason::OverrideDeny) { Reason::OverrideDeny } else { Reason::TaskMismatch };
+    decision.reason =
+        if matches!(decision.reason, Reason::OverrideDeny) { Reason::OverrideDeny } else { Reason::TaskMismatch };
     let mode = Mode::from_u8(task.egress_mode);
     case.task = task.id;
     case.slot = IdentSlot { egress_mode: task.egress_mode, ..own };
@@ -141,8 +149,13 @@ fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64) -> i32 {
 /// A frame of its own, as the stack is short.
 #[inline(never)]
 fn find_candidates(ctx: *mut bpf_sock_addr, case: &Case, out: &mut Candidates) {
-    let addr = sockets::words(&case.packet.dst);
-    *out = Candidates::of(ctx, case, &addr, case.epoch & 1);
+    *out = Candidates::of(ctx, case, &case.peer_addr, case.epoch & 1);
+}
+
+/// A frame of its own.
+#[inline(never)]
+fn decide(case: &Case, decision: &mut Decision) {
+    case.decide(decision);
 }
 
 /// Decides for the socket's own workload.
@@ -180,16 +193,16 @@ struct Candidates {
 
 impl Candidates {
     #[inline(always)]
-    fn of(ctx: *mut bpf_sock_addr, case: &Case, addr: &[u32; 4], side: u32) -> Self {
+    fn of(ctx: *mut bpf_sock_addr, case: &Case, addr: &Addr, side: u32) -> Self {
         let loopback = is_loopback(addr);
         let address = (!loopback).then(|| peer::by_address(addr, side));
-        let mut tuple = Tuple::new(&[0, 0, 0, 0], 0, addr, case.packet.dst_port);
-        let found = peer::find(ctx.cast(), case.packet.proto, &mut tuple, peer::cgroup_by_storage);
+        let mut tuple = Tuple::new(&[0, 0], 0, addr, case.peer_port);
+        let found = peer::find(ctx.cast(), case.proto, &mut tuple, peer::cgroup_by_storage);
         match found {
             Some(found) if found.cgroup == 0 => Self { address, socket: None, unsure: true },
             // Away from loopback a wildcard listener matches every address, so this may be anybody.
             Some(found) => Self { address, socket: Some(peer::by_cgroup(found.cgroup, side)), unsure: false },
-            None if loopback && !matches!(case.packet.proto, proto::TCP | proto::UDP) => {
+            None if loopback && !matches!(case.proto, proto::TCP | proto::UDP) => {
                 Self { address: None, socket: None, unsure: true }
             }
             None => Self { address, socket: None, unsure: false },
@@ -207,13 +220,13 @@ impl Candidates {
             (None, None) => Peer::UNKNOWN,
         };
         case.peer = first;
-        case.decide(decision);
+        decide(case, decision);
         if decision.allow {
             return true;
         }
         if let (Some(_), Some(address)) = (self.socket, self.address) {
             case.peer = address;
-            case.decide(decision);
+            decide(case, decision);
         }
         decision.allow
     }
@@ -221,11 +234,11 @@ impl Candidates {
 
 /// 127.0.0.0/8 and ::1.
 #[inline(always)]
-fn is_loopback(addr: &[u32; 4]) -> bool {
-    if sockets::is_v4(addr) {
-        return addr[3].to_ne_bytes()[0] == 127;
+fn is_loopback(addr: &Addr) -> bool {
+    match sockets::v4(addr) {
+        Some(v4) => v4.to_ne_bytes()[0] == 127,
+        None => addr[0] == 0 && addr[1] == pair(0, 1_u32.to_be()),
     }
-    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && addr[3] == 1_u32.to_be()
 }
 
 /// Notes the acting process in the socket, for the packet hooks that run without one.

@@ -1,0 +1,15 @@
+//! The kernel side as user space sees it: programs, links, pins and maps. Alone imports aya.
+
+mod btf;
+pub mod cut;
+mod kernel;
+mod object;
+mod pins;
+pub mod ring;
+mod sys;
+mod table;
+
+pub use kernel::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, Prepared};
+pub use pins::{Pins, PinsError};
+pub use sys::MapKind;
+pub use table::{Table, TableError};

@@ -1,0 +1,164 @@
+//! bpf(2) where aya has no wrapper: batches, take, link update. The kernel's `union bpf_attr` by hand.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+/// Commands of `enum bpf_cmd`.
+mod cmd {
+    pub const MAP_CREATE: i64 = 0;
+    pub const MAP_LOOKUP_ELEM: i64 = 1;
+    pub const MAP_UPDATE_ELEM: i64 = 2;
+    pub const MAP_DELETE_ELEM: i64 = 3;
+    pub const MAP_GET_NEXT_KEY: i64 = 4;
+    pub const OBJ_GET: i64 = 7;
+    pub const PROG_TEST_RUN: i64 = 10;
+    pub const MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
+    pub const MAP_UPDATE_BATCH: i64 = 26;
+    pub const LINK_UPDATE: i64 = 29;
+}
+
+/// Size of the attribute that every command here fits in, bytes.
+const ATTR_WORDS: usize = 20;
+
+fn bpf(cmd: i64, attr: &mut [u64; ATTR_WORDS]) -> io::Result<i64> {
+    // SAFETY: the attribute is initialised and as long as said; what it points to is kept alive by the
+    // callers, each of which holds the borrows for the time of the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, cmd, attr.as_mut_ptr(), size_of_val(attr)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn element(map: BorrowedFd<'_>, key: u64, value: u64, flags: u64) -> [u64; ATTR_WORDS] {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(map);
+    attr[1] = key;
+    attr[2] = value;
+    attr[3] = flags;
+    attr
+}
+
+fn fd(fd: BorrowedFd<'_>) -> u64 {
+    u64::from(fd.as_raw_fd().cast_unsigned())
+}
+
+fn address(bytes: &[u8]) -> u64 {
+    bytes.as_ptr().addr() as u64
+}
+
+/// Kinds of `enum bpf_map_type` that are made at run time.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub enum MapKind {
+    /// BPF_MAP_TYPE_HASH
+    Hash = 1,
+    /// BPF_MAP_TYPE_ARRAY
+    Array = 2,
+    /// BPF_MAP_TYPE_LPM_TRIE
+    Trie = 11,
+}
+
+/// Makes a map. Sizes in bytes; `flags` as in `BPF_F_*`.
+pub fn create(kind: MapKind, key: usize, value: usize, entries: u32, flags: u32) -> io::Result<OwnedFd> {
+    let size = |n: usize| u32::try_from(n).map(u64::from).map_err(io::Error::other);
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = u64::from(kind as u32) | size(key)? << 32;
+    attr[1] = size(value)? | u64::from(entries) << 32;
+    attr[2] = u64::from(flags);
+    let raw = bpf(cmd::MAP_CREATE, &mut attr)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })
+}
+
+/// Reads an element into `value`; false if there is none. Per-CPU maps give one value a CPU, each
+/// padded to 8 bytes.
+pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    absent(bpf(cmd::MAP_LOOKUP_ELEM, &mut element(map, address(key), address(value), 0)))
+}
+
+/// Reads and removes an element in one step; false if there is none.
+pub fn take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    absent(bpf(cmd::MAP_LOOKUP_AND_DELETE_ELEM, &mut element(map, address(key), address(value), 0)))
+}
+
+/// Writes an element.
+pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    bpf(cmd::MAP_UPDATE_ELEM, &mut element(map, address(key), address(value), 0)).map(drop)
+}
+
+/// Removes an element; false if there is none.
+pub fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+    absent(bpf(cmd::MAP_DELETE_ELEM, &mut element(map, address(key), 0, 0)))
+}
+
+/// Writes the key after `key` into `next`; false at the end.
+pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let key = key.map_or(0, address);
+    absent(bpf(cmd::MAP_GET_NEXT_KEY, &mut element(map, key, address(next), 0)))
+}
+
+/// Writes `count` elements that lie one after the other; returns how many were written.
+pub fn update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> io::Result<u32> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[2] = address(keys);
+    attr[3] = address(values);
+    attr[4] = u64::from(count) | fd(map) << 32;
+    let done = bpf(cmd::MAP_UPDATE_BATCH, &mut attr);
+    let written = u32::try_from(attr[4] & u64::from(u32::MAX)).unwrap_or(0);
+    done.map(|_| written)
+}
+
+/// Opens a pinned object; `None` if nothing is pinned there.
+pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = name.as_ptr().addr() as u64;
+    match bpf(cmd::OBJ_GET, &mut attr) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(raw) => Ok(Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts another program under a link: no packet meets neither of them.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(link) | fd(program) << 32;
+    bpf(cmd::LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// What a test run of a program returned.
+#[derive(Clone, Copy, Debug)]
+pub struct TestRun {
+    /// The program's return code.
+    pub code: u32,
+    /// Nanoseconds a run, by the kernel's own clock.
+    pub duration_ns: u32,
+}
+
+/// Runs a program on bytes, without traffic. Shape: `data` begins with an Ethernet header.
+pub fn test_run(program: BorrowedFd<'_>, data: &[u8], repeat: u32) -> io::Result<TestRun> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(program);
+    attr[1] = u64::try_from(data.len()).map_err(io::Error::other)?;
+    attr[2] = address(data);
+    attr[4] = u64::from(repeat);
+    bpf(cmd::PROG_TEST_RUN, &mut attr)?;
+    let low = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
+    Ok(TestRun { code: u32::try_from(attr[0] >> 32).unwrap_or(0), duration_ns: low(attr[4] >> 32) })
+}
+
+fn absent(result: io::Result<i64>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
