@@ -141,7 +141,9 @@ where
                 if written != wanted {
                     return Err(self.failed("write a whole batch to", io::ErrorKind::WriteZero.into()));
                 }
-                (keys.clear(), values.clear(), count = 0);
+                keys.clear();
+                values.clear();
+                count = 0;
             }
         }
         Ok(())
