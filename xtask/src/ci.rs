@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::{
-    Scope, fuzz, licences,
+    Scope, deb, fuzz, licences,
     run::{cargo, run as run_command, step},
     setup, test, tidy,
     workspace::Workspace,
@@ -29,6 +29,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     step("clippy", &|| clippy(workspace))?;
     step("clippy of the kernel programs", &|| clippy_ebpf(workspace))?;
     step("tests", &|| test::run(workspace, Scope::All))?;
+    step("package", &|| deb::run(workspace))?;
 
     eprintln!("== passed");
     for (name, time) in &took {

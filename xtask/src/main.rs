@@ -3,6 +3,7 @@
 //! `ci` is exactly what CI runs. Nothing here imports the crates it builds and checks.
 
 mod ci;
+mod deb;
 mod fuzz;
 mod licences;
 mod run;
@@ -51,7 +52,9 @@ enum Task {
     Tidy,
     /// Check that every dependency has an accepted licence and comes from an accepted place
     Licences,
-    /// Run all that CI runs: format, clippy, tidy, licences, tests
+    /// Build the Debian package and check what is in it
+    Deb,
+    /// Run all that CI runs: format, clippy, tidy, licences, tests, package
     Ci,
 }
 
@@ -99,6 +102,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
         Task::Tidy => tidy::run(&workspace),
         Task::Licences => licences::run(&workspace),
+        Task::Deb => deb::run(&workspace),
         Task::Ci => ci::run(&workspace),
     }
 }

@@ -20,6 +20,9 @@ const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2"];
 /// Debian packages that the fuzz targets need: libFuzzer is C++ and is compiled with them.
 const FUZZ_PACKAGES: &[&str] = &["g++"];
 
+/// Debian packages that say which shared libraries a program needs.
+const DEB_PACKAGES: &[&str] = &["dpkg-dev"];
+
 /// Prepares this machine for `scope`.
 ///
 /// # Errors
@@ -53,6 +56,20 @@ pub fn fuzz(workspace: &Workspace) -> Result<()> {
     report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
     report.tool(workspace, &tools::CARGO_FUZZ);
     report.packages(FUZZ_PACKAGES);
+    report.finish()
+}
+
+/// Prepares this machine for building the Debian package.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn deb(workspace: &Workspace) -> Result<()> {
+    let mut report = Report::default();
+    report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
+    report.tool(workspace, &tools::BPF_LINKER);
+    report.tool(workspace, &tools::CARGO_DEB);
+    report.packages(DEB_PACKAGES);
     report.finish()
 }
 

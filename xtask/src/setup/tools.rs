@@ -26,6 +26,9 @@ pub const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.3", about
 /// Builds and runs the fuzz targets.
 pub const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2", about: "about 40 s" };
 
+/// Builds the Debian package.
+pub const CARGO_DEB: Tool = Tool { name: "cargo-deb", version: "3.8.0", about: "about 40 s" };
+
 /// Installs `tool` if no program of that version is found.
 ///
 /// # Errors
