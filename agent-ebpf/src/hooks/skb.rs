@@ -1,3 +1,4 @@
+// tidy: long because both directions are one judgement, whose steps share a case and an order.
 //! cgroup_skb egress and ingress: the boundary. Everything a socket sends or receives passes here.
 
 use core::ptr;

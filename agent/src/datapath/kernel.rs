@@ -1,3 +1,4 @@
+// tidy: long because one type owns the programs, links and maps, and these are its verbs.
 //! Loads, attaches and fills the kernel side; adopts one that an earlier agent left running.
 
 use std::{
