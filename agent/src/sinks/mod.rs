@@ -1,7 +1,7 @@
 //! Where records go. The file is the spool: every other sink will read it, so that a dead receiver
 //! costs disk and neither memory nor a verdict.
 //!
-//! - [`file`] is the spool, or stdout: what is open at the path, and what someone else did to it.
+//! - [`mod@file`] is the spool, or stdout: what is open at the path, and what someone else did to it.
 //! - `appender` numbers the records of a batch, writes them at once, and counts what did not get out.
 //! - `position` is what outlives the agent: the last number and the sums.
 //! - [`writer`] is the thread.

@@ -262,6 +262,25 @@ fn from_kernel_bytes_to_the_file_the_books_are_balanced() {
 }
 
 #[test]
+fn the_writer_opens_the_new_file_when_it_is_told_to() {
+    let place = Place::new();
+    let (sink, opened) = place.open();
+    let (pipeline, receiver) = Pipeline::new(Config { proc_root: None, ..Config::default() }, opened.ledger);
+    let writer = spawn(sink, receiver, Box::new(testing::now)).unwrap();
+    pipeline.submit(&testing::now(), stop_record());
+    let closed = place.spool.with_extension("1");
+    while place.lines().is_empty() {
+        std::thread::yield_now();
+    }
+    fs::rename(&place.spool, &closed).unwrap();
+    writer.reopen();
+    pipeline.submit(&testing::now(), stop_record());
+    assert!(writer.stop());
+    let sequences = [lines(&closed), place.lines()].map(|lines| lines.iter().map(sequence).collect::<Vec<_>>());
+    assert_eq!(sequences, [[1], [2]]);
+}
+
+#[test]
 fn a_full_queue_never_waits_and_its_losses_are_told() {
     let place = Place::new();
     let (sink, opened) = place.open();

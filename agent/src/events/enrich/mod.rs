@@ -31,7 +31,7 @@ pub struct Enrich<'a> {
     pub now: Now,
     /// The names.
     pub snapshots: &'a Snapshots,
-    /// As in [`community_id`].
+    /// As in [`mod@super::community_id`].
     pub community_id_seed: u16,
 }
 

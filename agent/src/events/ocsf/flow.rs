@@ -187,11 +187,13 @@ const fn protocol_name(number: u8) -> Option<&'static str> {
 }
 
 fn endpoint(end: &End) -> Endpoint<'_> {
+    // The schema wants one of these four; the number of the identity is always known.
+    let nameless = end.addr.is_none() && end.service.is_none() && end.spiffe.is_none() && end.place.is_none();
     Endpoint {
         ip: end.addr.map(|addr| addr.to_string().into()),
         port: end.port,
         svc_name: end.service.as_deref().map(Into::into),
-        uid: end.spiffe.as_deref().map(Into::into),
+        uid: if nameless { Some(identity(end.id.0)) } else { end.spiffe.as_deref().map(Into::into) },
         name: end.place.as_deref().map(Into::into),
         type_id: end.place.as_ref().map(|_| 6),
         kind: end.place.as_ref().map(|_| "Virtual".into()),
@@ -282,7 +284,7 @@ fn hex(number: u64) -> Text<'static> {
 }
 
 /// An identity has all its digits, so that it is found by one spelling.
-fn identity(number: u64) -> Text<'static> {
+pub fn identity(number: u64) -> Text<'static> {
     format!("{number:#018x}").into()
 }
 
@@ -356,15 +358,17 @@ const fn is_zero(n: &u64) -> bool {
 pub fn write_folded(buffer: &mut Vec<u8>, event: &FoldedEvent, stamp: &Stamp<'_>) -> serde_json::Result<()> {
     let (local_id, cgroup_id, end) = match &event.local {
         Owner::Identity { id, service, spiffe } => {
-            let (svc_name, uid) = (service.as_deref().map(Into::into), spiffe.as_deref().map(Into::into));
-            let end = service.as_ref().map(|_| Endpoint { svc_name, uid, ..Endpoint::default() });
-            (Some(identity(id.0)), None, end)
+            let number = identity(id.0);
+            let (svc_name, spiffe) = (service.as_deref().map(Into::into), spiffe.as_deref().map(Into::into));
+            // The schema wants an endpoint, and a name in it.
+            let uid = spiffe.or_else(|| service.is_none().then(|| number.clone()));
+            (Some(number), None, Endpoint { svc_name, uid, ..Endpoint::default() })
         }
-        Owner::Cgroup(id) => (None, Some(hex(*id)), None),
+        Owner::Cgroup(id) => (None, Some(hex(*id)), Endpoint { uid: Some(hex(*id)), ..Endpoint::default() }),
     };
     let (src_endpoint, dst_endpoint) = match event.direction {
-        Direction::Egress => (end, None),
-        Direction::Ingress => (None, end),
+        Direction::Egress => (Some(end), None),
+        Direction::Ingress => (None, Some(end)),
     };
     let words = Words::of(event.outcome);
     let severity_id = if event.outcome == Outcome::WouldDeny { 2 } else { 3 };

@@ -401,6 +401,36 @@ proptest! {
     }
 }
 
+/// The schema refuses an endpoint without any name, and class 4001 without any endpoint.
+#[test]
+fn an_end_without_a_name_is_written_with_its_number_and_read_without() {
+    let mut event = testing::event();
+    event.source = End { addr: None, port: None, service: None, spiffe: None, ..event.source };
+    let mut line = Vec::new();
+    let node = testing::node();
+    let stamp = Stamp { node: &node, sequence: 1, logged: UnixMillis(1) };
+    write_line(&mut line, &deny(event.clone()), &stamp).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!(json["src_endpoint"]["uid"], "0x002197f5a4ca2450");
+    assert_eq!(parse(&line).unwrap().event, event);
+    let folded = FoldedEvent {
+        uid: event.uid,
+        time: event.time,
+        last: event.last,
+        local: Owner::Cgroup(0x2a41),
+        direction: Direction::Ingress,
+        outcome: Outcome::WouldDeny,
+        epoch: None,
+        count: 7,
+        bytes: 0,
+    };
+    let mut line = Vec::new();
+    write_line(&mut line, &Record::Folded(folded), &stamp).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!(json["dst_endpoint"]["uid"], "0x2a41");
+    assert_eq!((&json["action"], &json["status"]), (&"Observed".into(), &"Success".into()), "it passed");
+}
+
 #[test]
 fn the_two_ends_are_told_apart_by_direction() {
     let event = testing::event();

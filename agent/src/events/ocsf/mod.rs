@@ -2,7 +2,7 @@
 //!
 //! - [`write_line`] is the only way a record becomes bytes.
 //! - A line of a denial is lossless: [`parse`] gives back the event.
-//! - A line has at most [`LINE_BYTES_MAX`] bytes; see [`fit`].
+//! - A line has at most [`LINE_BYTES_MAX`] bytes: the longest names are cut first.
 //!
 //! Source: events.md, section 4.
 

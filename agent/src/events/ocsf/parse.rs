@@ -10,7 +10,10 @@ use agent_common::{
 };
 use uuid::Uuid;
 
-use super::wire::{Endpoint, Flow, FlowActor};
+use super::{
+    flow::identity,
+    wire::{Endpoint, Flow, FlowActor},
+};
 use crate::events::record::{
     Answer, DenyEvent, End, Kind, LongField, Outcome, Point, PolicyRef, Process, RuleKind, RuleRef, UnixMillis,
 };
@@ -137,7 +140,8 @@ fn end(field: &'static str, endpoint: &Endpoint<'_>, id: IdentityId) -> Result<E
         port: endpoint.port,
         id,
         service: endpoint.svc_name.as_ref().map(ToString::to_string),
-        spiffe: endpoint.uid.as_ref().map(ToString::to_string),
+        // An end without any name is written with its number.
+        spiffe: endpoint.uid.as_ref().filter(|uid| **uid != identity(id.0)).map(ToString::to_string),
         place: endpoint.name.as_ref().map(ToString::to_string),
         container: endpoint.container.as_ref().map(|container| container.uid.to_string()),
     })
