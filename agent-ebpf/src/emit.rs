@@ -46,7 +46,8 @@ pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnO
         return;
     }
     if !budget(local, now, case.epoch & 1) {
-        fold(local, u64::from(key.direction), case.bytes, now);
+        // Apart, so that what audit let pass is never told as denied.
+        fold(local, u64::from(key.direction) | u64::from(key.would) << 1, case.bytes, now);
         return;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
@@ -153,8 +154,8 @@ fn budget(local: u64, now: u64, side: u32) -> bool {
 }
 
 #[inline(always)]
-fn fold(local: u64, direction: u64, bytes: u32, now: u64) {
-    let key = [local, direction];
+fn fold(local: u64, kind: u64, bytes: u32, now: u64) {
+    let key = [local, kind];
     if let Some(stat) = DENY_FOLDED.get_ptr_mut(key) {
         add(stat, bytes, now);
         count(DenyCounter::Folded);

@@ -70,7 +70,7 @@ pub static DENY_SEEN: bm::HashMap<DenyKey, DenyStat, 65_536, NO_PREALLOC> = bm::
 #[btf_map(name = "deny_budget")]
 pub static DENY_BUDGET: bm::LruHashMap<u64, u64, 16_384> = bm::LruHashMap::new();
 
-/// Denials beyond the budget, by (workload, direction). Full: the denial is counted as `Ring`, lost.
+/// Denials beyond the budget, by (workload, direction and audit). Full: the denial is counted as `Ring`, lost.
 #[btf_map(name = "deny_folded")]
 pub static DENY_FOLDED: bm::HashMap<[u64; 2], DenyStat, 32_768, NO_PREALLOC> = bm::HashMap::new();
 

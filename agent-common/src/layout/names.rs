@@ -32,7 +32,7 @@ pub mod map {
     pub const DENY_SEEN: &str = "deny_seen";
     /// LRU hash: identity or cgroup -> token bucket.
     pub const DENY_BUDGET: &str = "deny_budget";
-    /// Hash: (identity or cgroup, direction) -> folded denials.
+    /// Hash: (identity or cgroup, direction in bit 0 and audit in bit 1) -> folded denials.
     pub const DENY_FOLDED: &str = "deny_folded";
     /// Ring buffer: cgroup made or released.
     pub const CGROUP_EVENTS: &str = "cgroup_events";
