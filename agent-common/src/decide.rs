@@ -101,7 +101,7 @@ const fn unknown_end(flow: &Flow) -> Option<Reason> {
 }
 
 /// Returns the first range that matches, which is the best one, because ranges are sorted by (level,
-/// rule). With `expiry` false a range that ran out matches all the same.
+/// rule). With `expiry` false only ranges that allow match, and those that ran out as well.
 ///
 /// Carries nothing from one range to the next: the verifier then sees one state, not one for each path.
 #[inline(always)]
@@ -145,10 +145,10 @@ fn matches(range: &Range, flow: &Flow, clock: &impl Clock, expiry: bool) -> bool
     (range.proto == 0 || range.proto == flow.proto)
         && flow.port >= range.lo
         && flow.port <= range.hi
-        && (range.expires == 0 || !expiry || clock.boot_seconds().0 < range.expires)
+        && if expiry { range.expires == 0 || clock.boot_seconds().0 < range.expires } else { range.level() & 1 != 0 }
 }
 
-/// Why nothing matched, given what would match if nothing ever ran out.
+/// Why nothing matched, given what would allow the flow if nothing ever ran out.
 #[inline(always)]
 const fn no_match(without_expiry: Option<Range>) -> Reason {
     match without_expiry {

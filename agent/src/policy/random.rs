@@ -179,7 +179,8 @@ impl Case {
         Sample { flow, now: BootSeconds(boot), expected: self.decision(&answer), attempt }
     }
 
-    fn attempt(&self, random: &mut Random) -> Attempt {
+    /// A flow to try, mostly near a rule.
+    pub fn attempt(&self, random: &mut Random) -> Attempt {
         let rules: Vec<&Rule> = self.policy.rules.iter().chain(&self.overrides).collect();
         // Mostly near a rule: flows far from every rule are all alike.
         let near = if rules.is_empty() || random.one_in(6) { None } else { Some(*random.pick(&rules)) };
@@ -195,7 +196,7 @@ impl Case {
             None => (any_proto(random), u16::try_from(random.number() & 0xffff).unwrap_or_default()),
         };
         let end = near.and_then(|rule| rule.expires).unwrap_or(NOON);
-        let now = end + [-1, 0, 1, -500, 500][random.below(5)];
+        let now = end + [-1, 0, 1, -500, 500, 3_000][random.below(6)];
         let direction = *random.pick(&[Direction::Egress, Direction::Ingress]);
         Attempt { from, to, proto, port, direction, now: now.max(self.boot_to_unix + 1) }
     }

@@ -200,6 +200,20 @@ fn expiry_on_the_boot_clock_is_never_later_than_written() {
 }
 
 #[test]
+fn a_permission_that_ran_out_is_named_behind_a_denial_that_ran_out() {
+    let ends = "expires: 2033-05-18T03:30:00Z";
+    let map = compiled(&format!(
+        "  allow: [{{ from: a, to: b, ports: [tcp/1], {ends} }}]\n  deny: [{{ from: a, to: b, {ends} }}]\n"
+    ))
+    .unwrap();
+    let key = map.edges.keys().next().unwrap();
+    let flow = Flow { from: key.from, to: key.to, proto: 6, port: 1, direction: agent_common::flow::Direction::Egress };
+    assert_eq!(decide(&map, &flow, &BootSeconds(u32::MAX)).reason, agent_common::verdict::Reason::Expired);
+    let other = Flow { port: 2, ..flow };
+    assert_eq!(decide(&map, &other, &BootSeconds(u32::MAX)).reason, agent_common::verdict::Reason::NoRule);
+}
+
+#[test]
 fn everyone_who_occurs_has_a_name_for_people() {
     let map = compiled(
         "  externals: [{ name: e, cidrs: [10.0.0.0/8] }, { name: f, cidrs: [10.1.0.0/16] }]\n  \
