@@ -11,10 +11,26 @@ pub struct Flow {
     pub to: IdentityId,
     /// IP protocol number; ICMPv6 is given as 1, so that one rule covers both families.
     pub proto: u8,
-    /// Target port in host order; for ICMP the type of the IPv4 form (echo = 8); else 0.
+    /// Target port in host order; for ICMP what [`icmp_port`] makes of its type; else 0.
     pub port: u16,
     /// Which end asks: `Egress` is the caller's exit, `Ingress` the callee's door.
     pub direction: Direction,
+}
+
+/// Returns the number that stands for a type of ICMP, or of ICMPv6, where other protocols have a port.
+///
+/// Shape: types of ICMP are themselves; an echo of ICMPv6 has the number of the ICMP one, because rules
+/// mean both; every other type of ICMPv6 is moved by 256. Unmoved, its type 8, which is nothing, would be
+/// an echo to every rule.
+#[inline(always)]
+#[must_use]
+pub const fn icmp_port(protocol: u8, kind: u8) -> u16 {
+    match (protocol, kind) {
+        (proto::ICMPV6, 128) => 8,
+        (proto::ICMPV6, 129) => 0,
+        (proto::ICMPV6, _) => 256 + kind as u16,
+        _ => kind as u16,
+    }
 }
 
 /// Direction as the workload sees it.

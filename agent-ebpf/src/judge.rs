@@ -1,7 +1,7 @@
 //! A case: one attempt with both ends named, and the judgement on it.
 
 use agent_common::{
-    flow::{Direction, Flow, proto},
+    flow::{Direction, Flow, icmp_port, proto},
     id::{IdentityId, RuleNumber},
     layout::{IdentSlot, KnownBy, Role},
     parse::Packet,
@@ -106,11 +106,11 @@ impl Case {
         }
     }
 
-    /// The port that rules speak of; for ICMP the type in its IPv4 form.
+    /// The port that rules speak of.
     #[inline(always)]
     pub fn target_port(&self) -> u16 {
         if matches!(self.proto, proto::ICMP | proto::ICMPV6) {
-            return self.echo().map_or(self.icmp[0] as u16, u16::from);
+            return icmp_port(self.proto, self.icmp[0]);
         }
         match self.role {
             Role::Callee => self.local_port,

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use agent_common::{
-    flow::{Direction, proto},
+    flow::{Direction, icmp_port, proto},
     id::{Epoch, IdentityId, RuleNumber},
     layout::{DenyKey, DenyRecord, Hook, KnownBy, LAYOUT_VERSION, record_flags},
     verdict::{Mode, Reason},
@@ -242,10 +242,7 @@ pub fn address(bytes: [u8; 16]) -> IpAddr {
 /// Returns what the kernel put into `deny_seen` for this record, so that a row finds its first.
 fn key_of(record: &DenyRecord, direction: Direction) -> DenyKey {
     let port = match (record.proto, direction) {
-        // Policy names both families by the types of the first.
-        (proto::ICMPV6, _) if record.icmp[0] == 128 => 8,
-        (proto::ICMPV6, _) if record.icmp[0] == 129 => 0,
-        (proto::ICMP | proto::ICMPV6, _) => u16::from(record.icmp[0]),
+        (proto::ICMP | proto::ICMPV6, _) => icmp_port(record.proto, record.icmp[0]),
         (_, Direction::Egress) => record.peer_port,
         (_, Direction::Ingress) => record.local_port,
     };
