@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     path::PathBuf,
 };
 
@@ -474,16 +474,25 @@ impl Datapath {
         self.take_ring(map::CGROUP_EVENTS)
     }
 
-    /// Runs a program on a packet, without traffic; returns (code, ns).
+    /// A loaded program, to be run on packets without traffic ([`super::test_run`]).
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
+        let failed = |source| DatapathError::Program { verb: "find", program: name, source };
+        let program = self.ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
+        Ok(program.fd().map_err(|e| failed(Box::new(e)))?.as_fd())
+    }
+
+    /// Runs a program on a packet over loopback, without traffic; returns (code, ns).
     ///
     /// # Errors
     ///
     /// [`DatapathError::Program`].
     pub fn test_run(&self, name: &'static str, frame: &[u8], repeat: u32) -> Result<(u32, u32), DatapathError> {
         let failed = |source| DatapathError::Program { verb: "run", program: name, source };
-        let program = self.ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
-        let fd = program.fd().map_err(|e| failed(Box::new(e)))?;
-        let run = sys::test_run(fd.as_fd(), frame, repeat).map_err(|e| failed(Box::new(e)))?;
+        let run = sys::test_run(self.program(name)?, frame, 0, repeat).map_err(|e| failed(Box::new(e)))?;
         Ok((run.code, run.duration_ns))
     }
 

@@ -11,5 +11,5 @@ mod table;
 
 pub use kernel::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, Prepared};
 pub use pins::{Pins, PinsError};
-pub use sys::MapKind;
+pub use sys::{MapKind, TestRun, test_run};
 pub use table::{Table, TableError};

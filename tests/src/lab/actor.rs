@@ -261,9 +261,22 @@ impl Actor {
     pub fn give(&self, socket: Socket, to: &Self) -> Socket {
         self.begin(&Command::GiveFd { socket: socket.0 }, None);
         let (_, descriptor) = self.end_with_fd().expect("give a socket that is open");
-        let descriptor = descriptor.expect("a descriptor comes with the answer");
-        to.begin(&Command::TakeFd, Some(descriptor.as_fd()));
-        to.end().map(self::socket).expect("take a socket")
+        to.take(descriptor.expect("a descriptor comes with the answer").as_fd())
+    }
+
+    /// Takes a copy of any descriptor.
+    pub fn take(&self, descriptor: BorrowedFd<'_>) -> Socket {
+        self.begin(&Command::TakeFd, Some(descriptor));
+        self.end().map(self::socket).expect("take a descriptor")
+    }
+
+    /// Runs a kernel program that was taken on frames, in the actor's cgroup and network namespace;
+    /// `ifindex` 0 is loopback. Gives what the program returned, or a negative errno.
+    pub fn test_run(&self, program: Socket, ifindex: u32, frames: Vec<Vec<u8>>) -> Vec<i32> {
+        match self.call(&Command::TestRun { program: program.0, ifindex, frames }) {
+            Ok(Reply::Codes(codes)) => codes,
+            other => panic!("a test run gives codes: {other:?}"),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //!         └─ Cgroup "db"  ── Actor ─┤
 //! NetNs ──────────────────────────────       joined by veth pairs
 //! Witness                                    counts packets with magic bytes, with no part of eastwall
+//! Guard                                      the kernel programs alone, guarding the lab's cgroup
 //! Agent                                      the agent under test, guarding the lab's cgroup
 //! ```
 //!
@@ -16,6 +17,8 @@
 mod actor;
 mod agent;
 mod cgroup;
+mod denials;
+mod guard;
 mod namespace;
 mod netns;
 pub(crate) mod packet;
@@ -33,6 +36,8 @@ pub use actor::{Actor, Socket};
 pub use agent::{Agent, AgentOptions};
 use anyhow::Context as _;
 pub use cgroup::Cgroup;
+pub use denials::Denials;
+pub use guard::{Guard, GuardOptions};
 pub use namespace::Namespace;
 pub use netns::{NetNs, VethEnd};
 pub use require::{Need, require_or_skip};

@@ -141,6 +141,15 @@ pub enum Command {
     },
     /// Takes the descriptor that comes along as a socket.
     TakeFd,
+    /// Runs a kernel program that was taken on frames, here: in this cgroup and network namespace.
+    TestRun {
+        /// The program.
+        program: u32,
+        /// The device that the frames are on; 0 is loopback.
+        ifindex: u32,
+        /// From the Ethernet header on.
+        frames: Vec<Vec<u8>>,
+    },
 }
 
 /// An address family.
@@ -176,6 +185,8 @@ pub enum Reply {
     Messages(Vec<Message>),
     /// An address.
     Addr(SocketAddr),
+    /// What a program returned for each frame; below 0 is an errno.
+    Codes(Vec<i32>),
     /// errno.
     Failed(i32),
 }

@@ -78,6 +78,10 @@ impl Sockets {
                 return Ok((Reply::Done, Some(copy)));
             }
             Command::TakeFd => self.keep(descriptor.ok_or(Errno::BADF)?),
+            Command::TestRun { program, ifindex, frames } => {
+                let program = self.get(*program)?;
+                Reply::Codes(frames.iter().map(|frame| test_run(program, frame, *ifindex)).collect())
+            }
         };
         Ok((done, None))
     }
@@ -172,6 +176,13 @@ fn send_many(socket: BorrowedFd<'_>, messages: &[(SocketAddr, Vec<u8>)]) -> Resu
         .map(|((to, data), none)| MMsgHdr::new_with_addr(to, data, none))
         .collect();
     net::sendmmsg(socket, &mut headers, SendFlags::NOSIGNAL)
+}
+
+fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> i32 {
+    match eastwall::datapath::test_run(program, frame, ifindex, 1) {
+        Ok(run) => i32::try_from(run.code).unwrap_or(i32::MAX),
+        Err(e) => -errno(&e).raw_os_error(),
+    }
 }
 
 /// 0 is without end.

@@ -1,0 +1,60 @@
+//! What the kernel programs said about denials between two looks.
+
+use agent_common::{
+    layout::{DenyCounter, DenyRecord, Hook},
+    verdict::Reason,
+};
+
+/// Everything since the last look.
+#[derive(Clone, Debug, Default)]
+pub struct Denials {
+    /// The ring, oldest first: a first denial each.
+    pub records: Vec<DenyRecord>,
+    /// By how much each counter rose.
+    pub counts: [u64; DenyCounter::COUNT as usize],
+    /// Repeats that the table of repeats holds.
+    pub repeats: u64,
+    /// Denials that the table of folded denials holds.
+    pub folded: u64,
+}
+
+impl Denials {
+    /// By how much a counter rose.
+    #[must_use]
+    pub fn count(&self, counter: DenyCounter) -> u64 {
+        self.counts[counter as usize]
+    }
+
+    /// Denials and would-be denials.
+    #[must_use]
+    pub fn denied(&self) -> u64 {
+        self.count(DenyCounter::Denied)
+    }
+
+    /// Hook and reason of each record.
+    ///
+    /// # Panics
+    ///
+    /// If a record holds numbers that mean nothing.
+    #[must_use]
+    pub fn causes(&self) -> Vec<(Hook, Reason)> {
+        let cause = |r: &DenyRecord| Some((Hook::from_u8(r.hook)?, Reason::from_u8(r.reason)?));
+        self.records.iter().map(|r| cause(r).expect("a record names its hook and reason")).collect()
+    }
+
+    /// Checks that every denial is accounted for exactly once.
+    ///
+    /// # Panics
+    ///
+    /// If one is lost or counted twice.
+    pub fn balance(&self) {
+        let [emitted, repeated, folded, ring] =
+            [DenyCounter::Emitted, DenyCounter::Repeated, DenyCounter::Folded, DenyCounter::Ring]
+                .map(|counter| self.count(counter));
+        assert_eq!(emitted + repeated + folded + ring, self.denied(), "each denial has one fate: {self:?}");
+        let applied = self.count(DenyCounter::Dropped) + self.count(DenyCounter::WouldDeny);
+        assert_eq!(applied, self.denied(), "each denial is dropped or let pass: {self:?}");
+        assert_eq!(emitted, self.records.len() as u64, "each emitted denial is in the ring: {self:?}");
+        assert_eq!((repeated, folded), (self.repeats, self.folded), "counted denials are in their tables: {self:?}");
+    }
+}

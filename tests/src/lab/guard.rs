@@ -1,0 +1,247 @@
+//! The kernel side alone: the programs and maps that the agent would load, without the agent.
+
+use std::{
+    fs,
+    time::{Duration, SystemTime},
+};
+
+use agent_common::{
+    id::Epoch,
+    layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, IdentSlot, Settings},
+};
+use anyhow::Context as _;
+use eastwall::{
+    datapath::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, ring::Ring},
+    identity::resolver::Resolver,
+    policy::{
+        compile::{CompileInput, compile},
+        load::load,
+        map_state::MapState,
+        model::Rule,
+    },
+    sources::cgroup::Hierarchy,
+};
+use rustix::{
+    mount::{MountFlags, mount},
+    time::{ClockId, clock_gettime},
+};
+use tempfile::TempDir;
+use zerocopy::FromBytes as _;
+
+use super::{Denials, Lab, Namespace};
+
+/// What can be different from the usual.
+#[derive(Clone, Copy, Debug)]
+pub struct GuardOptions {
+    /// The connect and sendmsg hooks. Without them only the boundary holds.
+    pub fast_refusal: bool,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+    /// Denials of one workload that are reported before they are folded.
+    pub event_burst: u32,
+    /// How fast that many are earned again.
+    pub event_per_second: u32,
+    /// Entries of the flow table that one cgroup may hold.
+    pub flow_quota: u32,
+}
+
+impl Default for GuardOptions {
+    fn default() -> Self {
+        Self {
+            fast_refusal: true,
+            capacity: Capacity::default(),
+            event_burst: 1 << 30,
+            event_per_second: 0,
+            flow_quota: 1 << 20,
+        }
+    }
+}
+
+/// The kernel programs at work on the cgroup of a lab, with a policy that the test flips.
+///
+/// Their pins are on a bpffs that only a mount namespace of this guard has: dropping it detaches them.
+pub struct Guard {
+    /// Declared first, so dropped first: it holds the pins.
+    datapath: Datapath,
+    events: Ring,
+    options: GuardOptions,
+    scope: String,
+    hierarchy: Hierarchy,
+    seen: [u64; DenyCounter::COUNT as usize],
+    mounts: Namespace,
+    _dir: TempDir,
+}
+
+impl Guard {
+    /// Loads the programs and attaches them to the cgroup of a lab. No policy is in force: everything
+    /// is unknown and denied.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses a program.
+    #[must_use]
+    pub fn attach(lab: &Lab, options: GuardOptions) -> Self {
+        let mut guard = Self::load(lab, options);
+        guard.reattach().expect("attach the programs");
+        guard
+    }
+
+    /// As [`Self::attach`], without attaching.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses a program.
+    #[must_use]
+    pub fn load(lab: &Lab, options: GuardOptions) -> Self {
+        Self::try_load(lab, options).expect("load the programs")
+    }
+
+    fn try_load(lab: &Lab, options: GuardOptions) -> anyhow::Result<Self> {
+        let dir = TempDir::with_prefix("eastwall-lab-")?;
+        let bpf = dir.path().join("bpf");
+        fs::create_dir(&bpf)?;
+        let mounts = Namespace::mount(|| {
+            mount("bpf", &bpf, "bpf", MountFlags::empty(), Some(c"mode=700")).context("mount a bpffs")
+        })?;
+        let config = DatapathConfig {
+            cgroup: lab.cgroup().dir().to_owned(),
+            pins: bpf.join("eastwall"),
+            run: dir.path().to_owned(),
+            fast_refusal: options.fast_refusal,
+            capacity: options.capacity,
+        };
+        let mut datapath = mounts.run(|| Datapath::load(config))?;
+        let events = datapath.take_events().context("take the ring of denials")?;
+        let scope = lab.cgroup().path().to_owned();
+        let (hierarchy, seen) = (Hierarchy::find()?, Default::default());
+        Ok(Self { datapath, events, options, scope, hierarchy, seen, mounts, _dir: dir })
+    }
+
+    /// Attaches the programs, or puts them under the links that are there.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn reattach(&mut self) -> Result<(), DatapathError> {
+        self.mounts.run(|| self.datapath.attach())
+    }
+
+    /// The kernel side.
+    #[must_use]
+    pub fn datapath(&self) -> &Datapath {
+        &self.datapath
+    }
+
+    /// Runs `work` on the kernel side, where its pins can be seen.
+    pub fn inside<T: Send>(&mut self, work: impl FnOnce(&mut Datapath) -> T + Send) -> T {
+        self.mounts.run(|| work(&mut self.datapath))
+    }
+
+    /// Puts a policy in force, and labels every cgroup of the lab by it. When this returns, no packet
+    /// is judged by another one.
+    ///
+    /// # Panics
+    ///
+    /// If the text is no policy, or the kernel refuses it.
+    pub fn apply(&mut self, text: &str) -> Epoch {
+        self.apply_with(text, &[])
+    }
+
+    /// As [`Self::apply`], under rules of `revoke` and `break-glass`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::apply`].
+    pub fn apply_with(&mut self, text: &str, overrides: &[Rule]) -> Epoch {
+        let policy = load(&[("lab.yaml", text)]).map(|loaded| loaded.policy);
+        let policy = policy.unwrap_or_else(|findings| panic!("no policy: {findings:#?}\n{text}"));
+        let input = CompileInput { boot_to_unix: boot_to_unix(), overrides };
+        let map = compile(&policy, &input);
+        let map = map.unwrap_or_else(|findings| panic!("not compiled: {findings:#?}\n{text}"));
+        let resolver = Resolver::new(&policy, "lab").expect("a policy that loads gives labels");
+        let cgroups = self.hierarchy.walk(&self.scope).expect("walk the cgroups of a lab");
+        let labels = resolver.resolve(&cgroups);
+        assert_eq!(labels.ambiguous, [], "one workload a cgroup");
+        let identities = Identities { cgroups: labels.cgroups, uids: labels.uids };
+        self.put_in_force(&map, &identities).expect("put a policy in force")
+    }
+
+    /// Puts compiled entries in force.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel side says; then nothing has changed.
+    pub fn put_in_force(&mut self, map: &MapState, identities: &Identities) -> Result<Epoch, DatapathError> {
+        let settings = Settings {
+            unknown_mode: map.unknown_mode.map_or(0, |mode| mode as u8),
+            event_burst: self.options.event_burst,
+            event_per_second: self.options.event_per_second,
+            flow_quota: self.options.flow_quota,
+            ..Settings::default()
+        };
+        let prepared = self.datapath.prepare(map, settings, identities)?;
+        let epoch = self.datapath.flip(&prepared)?;
+        self.datapath.settle()?;
+        Ok(epoch)
+    }
+
+    /// Labels one cgroup at once; None takes its label away.
+    ///
+    /// # Panics
+    ///
+    /// If there is no room.
+    pub fn label(&self, cgroup: u64, slot: Option<IdentSlot>) {
+        self.datapath.label(cgroup, slot.unwrap_or_default()).expect("label a cgroup");
+    }
+
+    /// Returns what was denied since the last look, and begins a new window: the next denial of every
+    /// kind is a first one again. Checks the books.
+    ///
+    /// # Panics
+    ///
+    /// If a denial is not accounted for exactly once.
+    pub fn denials(&mut self) -> Denials {
+        let denials = self.look();
+        denials.balance();
+        denials
+    }
+
+    /// As [`Self::denials`], also while more denials come, when the books cannot balance.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not tell.
+    pub fn look(&mut self) -> Denials {
+        let mut denials = Denials::default();
+        self.events.drain(|bytes| {
+            denials.records.push(DenyRecord::read_from_bytes(bytes).expect("a record has the size of its layout"));
+        });
+        let counts = self.datapath.deny_counts().expect("read the counters");
+        denials.counts = std::array::from_fn(|i| counts[i] - self.seen[i]);
+        self.seen = counts;
+        denials.repeats = self.repeats().iter().map(|(_, stat)| stat.count).sum();
+        let folded = self.datapath.deny_folded();
+        for key in folded.keys().expect("list folded denials") {
+            denials.folded += folded.take(&key).expect("take folded denials").map_or(0, |stat| stat.count);
+        }
+        denials
+    }
+
+    /// Takes the table of repeats out.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not tell.
+    pub fn repeats(&self) -> Vec<(DenyKey, DenyStat)> {
+        let table = self.datapath.deny_seen();
+        let keys = table.keys().expect("list repeats");
+        keys.into_iter().filter_map(|key| Some((key, table.take(&key).expect("take repeats")?))).collect()
+    }
+}
+
+/// What must be added to the boot clock to get Unix time, in seconds, rounded up.
+fn boot_to_unix() -> i64 {
+    let unix = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO);
+    let boot = clock_gettime(ClockId::Boottime);
+    i64::try_from(unix.as_secs()).unwrap_or(i64::MAX) + 1 - boot.tv_sec
+}

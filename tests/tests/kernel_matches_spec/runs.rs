@@ -1,0 +1,169 @@
+//! A flow to try -> a packet for a program, and where it is tried.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use agent_common::{
+    flow::{Direction, proto},
+    id::IdentityId,
+    layout::DenyKey,
+    verdict::Reason,
+};
+use eastwall::policy::{
+    ask::octets,
+    map_state::MapState,
+    random::{self, Case, Random},
+    spec::{Attempt, End},
+};
+
+use super::frames::{self, Damage, Packet};
+
+/// Where the second actor has sockets, TCP and UDP, IPv4 and IPv6: around every port that the random
+/// policies name.
+pub const PEER_PORTS: [u16; 28] = [
+    1, 2, 6, 7, 8, 52, 53, 54, 79, 80, 81, 82, 84, 86, 88, 89, 90, 91, 92, 93, 8079, 8080, 8081, 9089, 9090, 9091,
+    65_534, 65_535,
+];
+/// Where nobody has a socket.
+const NOBODYS_PORT: u16 = 4_444;
+
+/// How the other end is known.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Way {
+    /// By its address.
+    Address,
+    /// By its socket on the same host.
+    Socket,
+    /// On the same host, without a socket.
+    Nobody,
+    /// It is the host.
+    Host,
+}
+
+/// Packets that can be tried together.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Group {
+    /// Identity of the local end.
+    pub local: IdentityId,
+    /// Identity of the other end.
+    pub peer: IdentityId,
+    /// How it is known.
+    pub way: Way,
+    /// Egress.
+    pub leaves: bool,
+}
+
+/// One packet and what must become of it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it is to the specification.
+    pub attempt: Attempt,
+    /// From the Ethernet header on.
+    pub frame: Vec<u8>,
+    /// Why it is denied before policy is asked, or `Allowed`.
+    pub reason: Reason,
+    /// Whether it goes through.
+    pub passes: bool,
+    packet: Packet,
+}
+
+/// Turns an attempt into a packet, changing what no packet can say. `n` makes it unique under a policy,
+/// so that no verdict on another one is remembered for it.
+pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &mut Random) -> (Group, Run) {
+    let leaves = attempt.direction == Direction::Egress;
+    let (way, peer_addr) = place(&mut attempt, random);
+    let is_v6 = matches!(peer_addr, IpAddr::V6(_));
+    let mut packet = Packet {
+        leaves,
+        local: local_addr(is_v6, leaves, n),
+        peer: peer_addr,
+        proto: attempt.proto,
+        local_port: 0,
+        peer_port: 0,
+        icmp_type: 0,
+    };
+    let has_ports = matches!(attempt.proto, proto::TCP | proto::UDP | proto::SCTP | proto::UDPLITE);
+    match attempt.proto {
+        proto::ICMP if attempt.port == 8 => packet.icmp_type = if is_v6 { 128 } else { 8 },
+        proto::ICMP => {
+            // Among them 8 as a type of ICMPv6, which is no echo.
+            packet.icmp_type = if is_v6 { *random.pick(&[1, 3, 8, 133, 200]) } else { *random.pick(&[3, 5, 13, 128]) };
+            attempt.port = u16::from(packet.icmp_type) + if is_v6 { 256 } else { 0 };
+        }
+        _ if !has_ports => attempt.port = 0,
+        _ => {}
+    }
+    if has_ports {
+        if way == Way::Socket && leaves && matches!(attempt.proto, proto::TCP | proto::UDP) {
+            attempt.port = if PEER_PORTS.contains(&attempt.port) { attempt.port } else { *random.pick(&PEER_PORTS) };
+        }
+        if way == Way::Nobody && leaves && attempt.proto != proto::SCTP {
+            attempt.port = NOBODYS_PORT;
+        }
+        let other = match way {
+            Way::Socket => *random.pick(&PEER_PORTS),
+            Way::Nobody => NOBODYS_PORT,
+            Way::Address | Way::Host => u16::try_from(random.below(1 << 16)).unwrap(),
+        };
+        (packet.local_port, packet.peer_port) = if leaves { (other, attempt.port) } else { (attempt.port, other) };
+    }
+    let damage = if random.one_in(12) { Damage::any(&packet, random) } else { None };
+    let reason = match damage {
+        None => Reason::Allowed,
+        Some(Damage::Fragment) => Reason::Fragment,
+        Some(Damage::EchoReply | Damage::NoSyn) => Reason::NoFlow,
+        Some(_) => Reason::Malformed,
+    };
+    let frame = frames::frame(&packet, damage);
+    let flow = random::flow(&case.policy, map, &attempt);
+    let (local, peer) = if leaves { (flow.from, flow.to) } else { (flow.to, flow.from) };
+    (Group { local, peer, way, leaves }, Run { attempt, frame, reason, passes: false, packet })
+}
+
+/// Chooses how the other end is known, and its address.
+fn place(attempt: &mut Attempt, random: &mut Random) -> (Way, IpAddr) {
+    let leaves = attempt.direction == Direction::Egress;
+    let is_by_socket = matches!(attempt.proto, proto::TCP | proto::UDP);
+    let peer = if leaves { &mut attempt.to } else { &mut attempt.from };
+    if let End::Address(addr) = peer {
+        return (Way::Address, *addr);
+    }
+    let here = if random.one_in(2) { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    if !is_by_socket {
+        return (Way::Host, here);
+    }
+    if !leaves && attempt.proto == proto::TCP {
+        // What is found on the caller's port is a listener, and that is not the caller.
+        *peer = End::Unknown;
+    }
+    let nobody = *peer == End::Unknown && random.one_in(2);
+    (if nobody { Way::Nobody } else { Way::Socket }, here)
+}
+
+/// An address of the local end. The program asks nobody whether it is one.
+fn local_addr(is_v6: bool, leaves: bool, n: u32) -> IpAddr {
+    let n = n << 1 | u32::from(leaves);
+    if is_v6 {
+        Ipv6Addr::from_bits(0xfd77 << 112 | u128::from(n)).into()
+    } else {
+        Ipv4Addr::from_bits(0xac10_0000 | n).into()
+    }
+}
+
+/// The key under which a denial by policy is counted; None for one that policy was not asked about.
+pub fn deny_key(group: &Group, run: &Run, cgroup: u64) -> Option<DenyKey> {
+    if matches!(run.reason, Reason::NoFlow | Reason::Fragment | Reason::Malformed) {
+        return None;
+    }
+    let is_v6 = matches!(run.packet.peer, IpAddr::V6(_));
+    Some(DenyKey {
+        local: if group.local.is_unknown() { cgroup } else { group.local.0 },
+        peer: group.peer.0,
+        peer_addr: if group.peer.0 < IdentityId::FIRST_HASHED { octets(run.packet.peer) } else { [0; 16] },
+        port: run.attempt.port,
+        proto: if run.packet.proto == proto::ICMP && is_v6 { proto::ICMPV6 } else { run.packet.proto },
+        direction: if group.leaves { Direction::Egress as u8 } else { Direction::Ingress as u8 },
+        reason: run.reason as u8,
+        would: u8::from(run.passes),
+        reserved: [0; 2],
+    })
+}
