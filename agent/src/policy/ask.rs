@@ -14,9 +14,13 @@ use agent_common::{
 };
 
 use super::{
+    finding::nearest,
     map_state::MapState,
     model::{Party, Policy, PortRange, PortSpec, Rule},
+    names::{self, Form},
+    ports::{self, InvalidPort},
 };
+use crate::identity::{derived, spiffe::InvalidSpiffeId};
 
 /// Protocols that a rule for every protocol is tried with: those it can name, and one it cannot (GRE).
 const PROTOCOLS: [u8; 5] = [proto::TCP, proto::UDP, proto::SCTP, proto::ICMP, 47];
@@ -52,6 +56,102 @@ pub struct Stretch {
     pub range: PortRange,
     /// The decision for each of them.
     pub decision: Decision,
+}
+
+/// Why a question cannot be asked of a policy.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InvalidQuestion {
+    /// Nobody has the name.
+    #[error("no workload, external or group is called `{name}`{}", hint(suggestion.as_ref()))]
+    Unknown {
+        /// As written.
+        name: String,
+        /// What was probably meant.
+        suggestion: Option<String>,
+    },
+    /// A name that can stand in a rule, and is no party that calls or is called.
+    #[error("`{0}` is nobody in particular; name someone, or `world`")]
+    Nobody(String),
+    /// Not a name.
+    #[error("`{0}` is no name")]
+    Name(String, #[source] InvalidSpiffeId),
+    /// Not an address.
+    #[error("`{0}` holds no address; write `ip/203.0.113.9`")]
+    Address(String),
+    /// `to` without `:port`.
+    #[error("`{0}` names no port; write `name:port`, for example `{0}:tcp/443`")]
+    NoPort(String),
+    /// The port.
+    #[error(transparent)]
+    Port(#[from] InvalidPort),
+    /// A port name that nobody has.
+    #[error("`{to}` has no port called `{port}`")]
+    PortName {
+        /// The callee.
+        to: String,
+        /// The port.
+        port: String,
+    },
+}
+
+fn hint(suggestion: Option<&String>) -> String {
+    suggestion.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+/// Reads a party as people write it: a declared name, a unit by its own name, `ip/<address>`.
+///
+/// # Errors
+///
+/// [`InvalidQuestion`].
+pub fn party(policy: &Policy, written: &str) -> Result<Party, InvalidQuestion> {
+    let written = match written.strip_prefix("unit/") {
+        Some(unit) if unit.contains('@') => derived::unit(unit),
+        _ => written.to_owned(),
+    };
+    // An IPv6 address is no path, so it is told apart first.
+    let name = match Form::of(&written) {
+        Form::Address(_) => written,
+        _ => match names::canonical(&policy.trust_domain, &written) {
+            Ok((name, _)) => name,
+            Err(error) => return Err(InvalidQuestion::Name(written, error)),
+        },
+    };
+    match Form::of(&name) {
+        Form::Address(Some(address)) => Ok(Party::Address(address)),
+        Form::Address(None) => Err(InvalidQuestion::Address(name)),
+        Form::Any | Form::Unknown => Err(InvalidQuestion::Nobody(name)),
+        Form::World | Form::Derived => Ok(Party::Name(name)),
+        Form::Plain | Form::Unsupported => {
+            let declared = || policy.workloads.keys().chain(policy.externals.keys()).chain(policy.groups.keys());
+            if declared().any(|other| *other == name) {
+                return Ok(Party::Name(name));
+            }
+            let suggestion =
+                nearest(&name, declared().map(|name| (name.as_str(), ()))).map(|(name, ())| name.to_owned());
+            Err(InvalidQuestion::Unknown { name, suggestion })
+        }
+    }
+}
+
+/// Reads `<name>:<port>`, split at the last colon.
+///
+/// # Errors
+///
+/// [`InvalidQuestion`].
+pub fn target(policy: &Policy, written: &str) -> Result<(Party, PortSpec), InvalidQuestion> {
+    let (name, port) = written.rsplit_once(':').ok_or_else(|| InvalidQuestion::NoPort(written.to_owned()))?;
+    let to = party(policy, name)?;
+    let spec = ports::parse(port)?;
+    if let (PortSpec::Named(port), to) = (&spec, &to) {
+        let members = match to {
+            Party::Name(name) => policy.groups.get(name).cloned().unwrap_or_else(|| vec![name.clone()]),
+            Party::Address(_) => vec![to.to_string()],
+        };
+        if let Some(to) = members.into_iter().find(|member| policy.ports_on(member, &spec).is_none()) {
+            return Err(InvalidQuestion::PortName { to, port: port.clone() });
+        }
+    }
+    Ok((to, spec))
 }
 
 impl<'a> Asked<'a> {
@@ -171,6 +271,26 @@ mod tests {
         compile::{CompileInput, compile},
         random::Case,
     };
+
+    #[test]
+    fn questions_are_read_as_people_write_them() {
+        let policy = Case::new(1, 0).policy;
+        let name = |name: &str| Party::Name(name.to_owned());
+        assert_eq!(party(&policy, "web"), Ok(name("web")));
+        assert_eq!(party(&policy, "spiffe://random.example/web"), Ok(name("web")));
+        assert_eq!(party(&policy, "unit/pg@15.service"), Ok(name("unit/pg.service/15")));
+        assert_eq!(party(&policy, "ip/2001:db8::1"), Ok(Party::Address("2001:db8::1".parse().unwrap())));
+        assert_eq!(party(&policy, "any"), Err(InvalidQuestion::Nobody("any".to_owned())));
+        assert_eq!(party(&policy, "wbe").unwrap_err().to_string().split(';').nth(1), Some(" did you mean `web`?"));
+        assert!(matches!(party(&policy, "ip/x"), Err(InvalidQuestion::Address(_))));
+        assert!(matches!(party(&policy, "a b"), Err(InvalidQuestion::Name(..))));
+        assert_eq!(target(&policy, "web:main").unwrap().0, name("web"));
+        assert_eq!(target(&policy, "ip/fd00::1:tcp/80").unwrap().0, Party::Address("fd00::1".parse().unwrap()));
+        assert!(matches!(target(&policy, "web:nope"), Err(InvalidQuestion::PortName { .. })));
+        assert!(matches!(target(&policy, "world:main"), Err(InvalidQuestion::PortName { .. })));
+        assert!(matches!(target(&policy, "web"), Err(InvalidQuestion::NoPort(_))));
+        assert!(matches!(target(&policy, "web:80"), Err(InvalidQuestion::Port(_))));
+    }
 
     #[test]
     fn stretches_say_what_every_single_port_would() {

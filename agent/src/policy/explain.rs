@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     ask::{Asked, Single},
     model::{Action, Party, Policy, PortRange, PortSpec, Rule},
-    names, time,
+    names, ports, time,
 };
 
 /// The answer for ports that are decided alike.
@@ -242,7 +242,9 @@ impl fmt::Display for Explanation<'_> {
         if from.id == to.id {
             writeln!(f, "  this is about two endpoints of `{}`: one always reaches itself", from.name)?;
         }
-        if rule.is_none() && !decision.allow {
+        // Not every stretch of ports can be written, and a set of names is no name.
+        let writable = ports::parse(&range.to_string()).is_ok() && !from.id.is_set() && !to.id.is_set();
+        if rule.is_none() && !decision.allow && writable {
             writeln!(f, "  to open it: - {{ from: {}, to: {}, ports: [{range}] }}", from.name, to.name)?;
         }
         Ok(())
@@ -256,7 +258,6 @@ mod tests {
         ask::unix_moment,
         compile::{CompileInput, compile},
         load::load,
-        ports,
     };
 
     const TEXT: &str = "apiVersion: eastwall.dev/v1alpha1
@@ -317,6 +318,10 @@ spec:
         let late = shown("checkout", "web", "tcp/22", 2_090_000_000);
         assert!(late.contains("expired at 2035-12-01T18:00:00Z") && late.contains("no end enforces"), "{late}");
         assert!(!shown("web", "web", "udp/1", 1_000).contains("near"));
+        assert!(
+            shown("web", "web", "tcp/any", 1_000).contains("to open it: - { from: web, to: web, ports: [tcp/any] }")
+        );
+        assert!(!shown("checkout", "payments", "tcp/any", 1_000).contains("tcp/0-8442] }"), "0 cannot be written");
     }
 
     #[test]

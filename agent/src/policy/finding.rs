@@ -97,10 +97,7 @@ impl std::fmt::Display for Place {
 }
 
 /// Returns the name that was most probably meant, if one is near enough.
-fn nearest<'a>(
-    written: &str,
-    names: impl IntoIterator<Item = (&'a str, Option<Mark>)>,
-) -> Option<(&'a str, Option<Mark>)> {
+pub(super) fn nearest<'a, T>(written: &str, names: impl IntoIterator<Item = (&'a str, T)>) -> Option<(&'a str, T)> {
     // The distance takes time in the product of the lengths, so long input is not compared at all.
     if written.len() > 128 {
         return None;

@@ -1,3 +1,4 @@
 //! What comes in from the host. I/O without meaning: a source never interprets what it reads.
 
 pub mod cgroup;
+pub mod policy_dir;

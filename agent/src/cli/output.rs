@@ -1,0 +1,158 @@
+//! Where answers go: stdout in the form that was asked for, talk to stderr.
+
+use std::{
+    env,
+    io::{self, IsTerminal as _, Write as _},
+};
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use super::exit::CliError;
+
+/// Version of the JSON, YAML and JSON Lines forms. Raised when a field changes its meaning or goes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+pub struct OutputOptions {
+    /// Form of the answer
+    #[arg(short, long, value_enum, global = true, default_value_t = Format::Table, help_heading = "Output")]
+    pub output: Format,
+    /// Leave the headers of tables out
+    #[arg(long, global = true, help_heading = "Output")]
+    pub no_headers: bool,
+    /// Leave everything out that is neither the answer nor an error
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub quiet: bool,
+    /// Colour; `auto` is for terminals, and NO_COLOR switches it off
+    #[arg(long, value_enum, global = true, default_value_t = Color::Auto, help_heading = "Output")]
+    pub color: Color,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// One JSON document
+    Json,
+    /// One YAML document
+    Yaml,
+    /// One JSON document a line, for lists
+    Jsonl,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Color {
+    /// On a terminal
+    Auto,
+    /// Everywhere
+    Always,
+    /// Nowhere
+    Never,
+}
+
+/// The streams of the process, and how to write to them.
+#[derive(Debug)]
+pub struct Output {
+    /// The form that was asked for.
+    pub format: Format,
+    /// Say less.
+    pub quiet: bool,
+    /// Use colour on stdout.
+    pub color: bool,
+    headers: bool,
+}
+
+impl Output {
+    /// Reads the flags and the environment.
+    #[must_use]
+    pub fn new(options: &OutputOptions) -> Self {
+        let color = match options.color {
+            Color::Always => true,
+            Color::Never => false,
+            // https://no-color.org: set and not empty.
+            Color::Auto => {
+                let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+                let dumb = env::var_os("TERM").is_some_and(|value| value == "dumb");
+                io::stdout().is_terminal() && !no_color && !dumb
+            }
+        };
+        Self { format: options.output, quiet: options.quiet, color, headers: !options.no_headers }
+    }
+
+    /// Writes text to stdout as it is.
+    ///
+    /// # Errors
+    ///
+    /// Whatever writing says.
+    pub fn write(&mut self, text: &str) -> Result<(), CliError> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+        Ok(())
+    }
+
+    /// Writes talk to stderr; if that fails there is nobody to tell.
+    pub fn talk(&mut self, line: &str) {
+        let _ = writeln!(io::stderr().lock(), "{line}");
+    }
+
+    /// Writes a machine form. `document` is the whole answer; `items` are its lines as JSON Lines.
+    ///
+    /// # Errors
+    ///
+    /// Whatever writing says.
+    pub fn machine(&mut self, document: Value, items: impl IntoIterator<Item = Value>) -> Result<(), CliError> {
+        let text = match self.format {
+            Format::Jsonl => items.into_iter().map(|item| format!("{}\n", versioned(item))).collect(),
+            Format::Yaml => serde_saphyr::to_string(&versioned(document)).map_err(anyhow::Error::from)?,
+            Format::Json | Format::Table => {
+                format!("{}\n", serde_json::to_string_pretty(&versioned(document)).map_err(anyhow::Error::from)?)
+            }
+        };
+        self.write(&text)
+    }
+
+    /// Writes a table. Cells that others chose are shown with control characters escaped.
+    ///
+    /// # Errors
+    ///
+    /// Whatever writing says.
+    pub fn table(&mut self, headers: &[&str], rows: &[Vec<String>]) -> Result<(), CliError> {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        if self.headers {
+            table.set_header(headers.to_vec());
+        }
+        for row in rows {
+            table.add_row(row.iter().map(|cell| escape(cell)));
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
+        let text: String = lines.collect();
+        self.write(&text)
+    }
+}
+
+/// Returns text that cannot move the cursor or forge a line.
+#[must_use]
+pub fn escape(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+fn versioned(value: Value) -> Value {
+    match value {
+        Value::Object(mut fields) => {
+            fields.insert("schemaVersion".to_owned(), SCHEMA_VERSION.into());
+            Value::Object(fields)
+        }
+        // A bare list or text has no room for it.
+        other => other,
+    }
+}
