@@ -1,5 +1,5 @@
 //! What the command line says, byte for byte, and the exit codes that scripts depend on.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
 //! The ready policies under `policies/`: each must be valid, and keep what its tests promise.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::{
     fs,
