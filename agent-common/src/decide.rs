@@ -50,7 +50,7 @@ pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decis
             None => Decision::deny(no_match(first_match(policy, entry, flow, clock, false))),
         };
     }
-    let (mut best, mut lapsed) = (NO_RANGE, NO_RANGE);
+    let (mut best, mut expired) = (NO_RANGE, Reason::NoRule);
     for i in 0..WILDCARD_KEYS {
         let Some(entry) = policy.edge(&wildcard(i, flow)) else {
             continue;
@@ -58,13 +58,14 @@ pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decis
         match first_match(policy, entry, flow, clock, true) {
             Some(range) if better(&range, &best) => best = range,
             Some(_) => {}
-            None => match first_match(policy, entry, flow, clock, false) {
-                Some(range) if better(&range, &lapsed) => lapsed = range,
-                _ => {}
-            },
+            None => {
+                if matches!(no_match(first_match(policy, entry, flow, clock, false)), Reason::Expired) {
+                    expired = Reason::Expired;
+                }
+            }
         }
     }
-    if best.level() == NO_LEVEL { Decision::deny(no_match(Some(lapsed))) } else { decision(&best) }
+    if best.level() == NO_LEVEL { Decision::deny(expired) } else { decision(&best) }
 }
 
 /// Keys with a wildcard: (from, any), (any, to), (any, any).

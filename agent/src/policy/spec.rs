@@ -66,32 +66,27 @@ pub fn decide_naively(policy: &Policy, overrides: &[Rule], attempt: &Attempt) ->
             && to.contains(&rule.to)
             && rule.ports.iter().any(|port| port_matches(policy, port, attempt))
     };
-    let matching: Vec<&Rule> = policy.rules.iter().chain(overrides).filter(|rule| matches(rule)).collect();
-    let lives = |rule: &&Rule| rule.expires.is_none_or(|end| attempt.now < end);
-    let living: Vec<&Rule> = matching.iter().copied().filter(lives).collect();
-    if let Some((rule, reason)) = first_level(&living) {
-        let (rule, expires) = (Some(rule.id.clone()), rule.expires);
-        return Answer { allow: reason == Reason::Allowed, reason, rule, expires };
+    let lives = |rule: &Rule| rule.expires.is_none_or(|end| attempt.now < end);
+    // "The first level that matches decides; within a level the lowest id is reported."
+    for (action, allow, reason) in [
+        (Action::OverrideDeny, false, Reason::OverrideDeny),
+        (Action::OverrideAllow, true, Reason::Allowed),
+        (Action::Deny, false, Reason::DenyRule),
+        (Action::Allow, true, Reason::Allowed),
+    ] {
+        let rules = policy.rules.iter().chain(overrides).filter(|rule| rule.action == action);
+        let best = rules.filter(|rule| matches(rule) && lives(rule)).min_by(|a, b| a.id.cmp(&b.id));
+        if let Some(rule) = best {
+            return Answer { allow, reason, rule: Some(rule.id.clone()), expires: rule.expires };
+        }
     }
-    // "default" says which of two things happened: nobody allowed it, or what allowed it ran out.
-    match first_level(&matching) {
-        Some((_, Reason::Allowed)) => deny(Reason::Expired),
-        _ => deny(Reason::NoRule),
-    }
-}
-
-/// "The first level that matches decides; within a level the lowest id is reported."
-fn first_level<'r>(rules: &[&'r Rule]) -> Option<(&'r Rule, Reason)> {
-    let levels = [
-        (Action::OverrideDeny, Reason::OverrideDeny),
-        (Action::OverrideAllow, Reason::Allowed),
-        (Action::Deny, Reason::DenyRule),
-        (Action::Allow, Reason::Allowed),
-    ];
-    levels.into_iter().find_map(|(action, reason)| {
-        let level = rules.iter().copied().filter(|rule| rule.action == action);
-        level.min_by(|a, b| a.id.cmp(&b.id)).map(|rule| (rule, reason))
-    })
+    // "default" says which of two things happened: nobody ever allowed it, or the permission ran out.
+    let once_allowed = policy
+        .rules
+        .iter()
+        .chain(overrides)
+        .any(|rule| matches!(rule.action, Action::Allow | Action::OverrideAllow) && matches(rule) && !lives(rule));
+    deny(if once_allowed { Reason::Expired } else { Reason::NoRule })
 }
 
 const fn deny(reason: Reason) -> Answer {
