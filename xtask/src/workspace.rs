@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// The checkout that this `xtask` was built from.
+/// The checkout that `cargo xtask` was typed in.
 pub struct Workspace {
     /// The folder that holds the workspace's `Cargo.toml`.
     pub root: PathBuf,
@@ -22,9 +22,11 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// `rust-toolchain.toml` cannot be read or names no channel.
+    /// Not started by cargo; `rust-toolchain.toml` cannot be read or names no channel.
     pub fn find() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?.to_owned();
+        // Asked for at run time: checkouts that share a build output may share this very binary.
+        let own = env::var_os("CARGO_MANIFEST_DIR").context("start this as `cargo xtask`")?;
+        let root = Path::new(&own).parent().context("xtask has no parent folder")?.to_owned();
         // A relative folder is meant from the checkout, wherever the command was typed.
         let target = root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
         let toolchain = toolchain(&root)?;
