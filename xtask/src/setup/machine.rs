@@ -6,8 +6,8 @@ use anyhow::{Context as _, bail};
 
 use super::Found;
 
-/// Free space that a full build and its tests take, in bytes, rounded up: 6 GiB.
-const DISK_NEEDED_BYTES: u64 = 6 << 30;
+/// Free space that a full build and its tests take, in bytes, rounded up: 8 GiB.
+const DISK_NEEDED_BYTES: u64 = 8 << 30;
 
 /// The oldest kernel that eastwall supports, as major and minor version.
 const KERNEL_OLDEST: (u32, u32) = (6, 1);
