@@ -1,10 +1,39 @@
-//! The only caller of `now()`: everything else is given the time.
+//! The only place that asks for the time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use rustix::time::{ClockId, clock_gettime};
 
-/// Returns the wall clock in seconds since the Unix epoch; a clock before 1970 reads 0.
+use crate::events::record::{Now, UnixMillis};
+
+/// Reads both clocks.
+#[must_use]
+pub fn now() -> Now {
+    let wall = clock_gettime(ClockId::Realtime);
+    let boot = clock_gettime(ClockId::Boottime);
+    Now { wall: UnixMillis(nanos(wall) / 1_000_000), boot_ns: nanos(boot) }
+}
+
+/// Unix time in seconds.
 #[must_use]
 pub fn unix_seconds() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    clock_gettime(ClockId::Realtime).tv_sec
+}
+
+/// What must be added to the boot clock to get Unix time, in seconds, rounded up.
+#[must_use]
+pub fn boot_to_unix() -> i64 {
+    let now = now();
+    let millis = now.wall.0.saturating_sub(now.boot_ns / 1_000_000);
+    i64::try_from(millis.div_ceil(1000)).unwrap_or(i64::MAX)
+}
+
+/// The tick of the kernel's flow table: 2³⁰ ns of the monotonic clock.
+#[must_use]
+pub fn flow_tick() -> u32 {
+    let ticks = nanos(clock_gettime(ClockId::MonotonicCoarse)) >> 30;
+    // The kernel keeps 32 bits of it as well.
+    u32::try_from(ticks & u64::from(u32::MAX)).unwrap_or(0)
+}
+
+fn nanos(time: rustix::time::Timespec) -> u64 {
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }

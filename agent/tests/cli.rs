@@ -233,7 +233,8 @@ fn every_code_is_explained() {
     assert!(answer.code == 0 && answer.out.starts_with("E03  unknown name\n\n"), "{}", answer.out);
     assert!(answer.out.lines().all(|line| line.chars().count() <= 88), "{}", answer.out);
     assert_eq!(run(here, &["explain", "E99"]).code, 2);
-    assert_eq!(run(here, &["explain", "web", "db:pg"]).code, 2, "no agent is asked yet and no policy is named");
+    let nobody = ["explain", "web", "db:pg", "--socket", "/nonexistent/agent.sock"];
+    assert_eq!(run(here, &nobody).code, 4, "no agent answers there");
 }
 
 #[test]

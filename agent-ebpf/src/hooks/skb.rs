@@ -341,6 +341,9 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
             unsafe { remember(stored, case, decision) };
             remembered = true;
         }
+        if !case.leaves {
+            mark_called(skb);
+        }
         let recorded = flows::record(&key, case.epoch, decision.valid_until.0);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies
         // that look like new flows.
@@ -349,6 +352,17 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
         }
     }
     finish(skb, case, decision)
+}
+
+/// Notes that somebody calls this socket, so that sendmsg does not take its replies for calls.
+#[inline(never)]
+fn mark_called(skb: *mut __sk_buff) {
+    if let Some(sk) = sockets::full(skb)
+        && let Some(stored) = sockets::storage(sk)
+    {
+        // SAFETY: storage of a live socket.
+        unsafe { (*stored).sticky_role = Role::Callee as u8 };
+    }
 }
 
 /// The packet's socket, if it is UDP, connected, and the packet goes to or comes from its peer; else

@@ -80,6 +80,11 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     if cgroup == 0 {
         return 1;
     }
+    // Somebody calls this datagram socket, so this may be a reply: the packet hook knows the flow.
+    // SAFETY: storage of the caller's socket.
+    if kind != sockets::STREAM && unsafe { (*stored).sticky_role } == Role::Callee as u8 {
+        return 1;
+    }
     let mut case = Case {
         local_addr: [0; 2],
         peer_addr: addr,

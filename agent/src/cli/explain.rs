@@ -1,6 +1,6 @@
 //! `eastwall explain`: why a flow gets its decision, or what a code means.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::Args;
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     clock,
+    control::wire::{Reply, Request},
     policy::{
         ask::{self, Asked, unix_moment},
         codes::Code,
@@ -37,14 +38,32 @@ pub(super) struct ExplainArgs {
     at: Option<i64>,
 }
 
-pub(super) fn run(args: &ExplainArgs, output: &mut Output) -> Result<Exit, CliError> {
+pub(super) fn run(args: &ExplainArgs, socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
     match args.question.as_slice() {
         [code] => explain_code(code, output),
         [from, to] if !args.policy.is_empty() => explain_flow(args, from, to, output),
+        [from, to] if !args.offline => explain_live(socket, from, to, output),
         _ => {
             let message = "which policy? write `--offline --policy PATH`";
             Err(CliError::new(Exit::Usage, anyhow!(message)))
         }
+    }
+}
+
+/// Asks the agent about the policy in force.
+fn explain_live(socket: &Path, from: &str, to: &str, output: &mut Output) -> Result<Exit, CliError> {
+    let request = Request::Explain { from: from.to_owned(), to: to.to_owned() };
+    match super::live::ask(socket, &request)? {
+        Reply::Explained { explanations, text, allowed } => {
+            if output.format == Format::Table {
+                output.write(&text)?;
+            } else {
+                let items = explanations.as_array().cloned().unwrap_or_default();
+                output.machine(json!({"answers": explanations}), items)?;
+            }
+            Ok(if allowed { Exit::Done } else { Exit::No })
+        }
+        other => Err(super::live::unexpected(&other)),
     }
 }
 

@@ -1,13 +1,15 @@
 //! The command line. One file for each subcommand; stdout is data, stderr is talk.
 
+mod daemon;
 pub mod exit;
 mod explain;
 mod guide;
+mod live;
 pub mod output;
 mod policy;
 mod version;
 
-use std::{io, process::ExitCode};
+use std::{io, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -22,12 +24,35 @@ use self::{
 pub struct Cli {
     #[command(flatten)]
     output: OutputOptions,
+    #[command(flatten)]
+    agent: live::SocketArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the agent in the foreground
+    Agent(daemon::AgentArgs),
+    /// Show the state of the agent; exit code 1 if something is wrong
+    Status,
+    /// Show who is who on this host
+    Identities,
+    /// Show denials as they happen
+    Flows(live::FlowsArgs),
+    /// Show what the kernel holds
+    #[command(subcommand)]
+    Map(live::MapCommand),
+    /// Deny an edge above all rules and cut its flows
+    Revoke(live::RevokeArgs),
+    /// Allow an edge above the rules for a while
+    BreakGlass(live::BreakGlassArgs),
+    /// Show the overrides in force
+    Overrides,
+    /// Make the agent read its policy directory again
+    Reload,
+    /// Take every program off the kernel: the deliberate way out
+    Detach(daemon::DetachArgs),
     /// Check, test and show policies; needs no agent and no root
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -55,7 +80,7 @@ pub fn main() -> ExitCode {
         }
     };
     let mut output = Output::new(&cli.output);
-    match run(cli.command, &mut output) {
+    match run(cli.command, &cli.agent.socket, &mut output) {
         Ok(exit) => exit.into(),
         // Whoever reads has seen enough: `eastwall ... | head`.
         Err(error) if is_broken_pipe(&error.source) => Exit::Done.into(),
@@ -66,10 +91,20 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, output: &mut Output) -> Result<Exit, CliError> {
+fn run(command: Command, socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
     match command {
-        Command::Policy(command) => policy::run(command, output),
-        Command::Explain(args) => explain::run(&args, output),
+        Command::Agent(args) => daemon::agent(&args),
+        Command::Status => live::status(socket, output),
+        Command::Identities => live::identities(socket, output),
+        Command::Flows(args) => live::flows(socket, &args, output),
+        Command::Map(command) => live::map(socket, command, output),
+        Command::Revoke(args) => live::revoke(socket, args, output),
+        Command::BreakGlass(args) => live::break_glass(socket, args, output),
+        Command::Overrides => live::overrides(socket, output),
+        Command::Reload => live::reload(socket, output),
+        Command::Detach(args) => daemon::detach(&args, output),
+        Command::Policy(command) => policy::run(command, socket, output),
+        Command::Explain(args) => explain::run(&args, socket, output),
         Command::Completion(args) => guide::completion(&args, output),
         Command::Man(args) => guide::man(&args, output),
         Command::Version => version::run(output),

@@ -262,6 +262,17 @@ impl Datapath {
             }
             let program =
                 self.ebpf.program_mut(name).ok_or_else(|| failed("find", "it is not in the object".into()))?;
+            if matches!(program, Program::BtfTracePoint(_)) {
+                // A tracing link takes no other program: the new one is attached beside the old, and
+                // its pin renamed over the old pin. For a moment both run, which changes nothing.
+                let link = attach_new(program, &cgroup).map_err(|e| failed("attach", e))?;
+                let aside = self.pins.link(&format!("{name}_new"));
+                // Left by an agent that died here.
+                let _ = std::fs::remove_file(&aside);
+                drop(link.pin(&aside).map_err(|e| failed("pin the link of", Box::new(e)))?);
+                std::fs::rename(&aside, &pin).map_err(|e| failed("rename the pin of", Box::new(e)))?;
+                continue;
+            }
             if let Some(link) = sys::open_pin(&pin).map_err(|e| failed("open the link of", Box::new(e)))? {
                 let new = program.fd().map_err(|e| failed("find", Box::new(e)))?.as_fd();
                 sys::link_update(link.as_fd(), new).map_err(|e| failed("replace", Box::new(e)))?;
@@ -322,6 +333,15 @@ impl Datapath {
         self.settings.put(&side, &settings)?;
         self.fill_identities(side, identities)?;
         Ok(Prepared { epoch })
+    }
+
+    /// Fills the identities of a prepared side again: cgroups came while it was filled.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn refill(&self, prepared: &Prepared, identities: &Identities) -> Result<(), TableError> {
+        self.fill_identities(prepared.epoch.side(), identities)
     }
 
     /// Switches to a prepared side: one store, after which every new verdict is of the new policy.
@@ -460,6 +480,21 @@ impl Datapath {
             }
         }
         Ok(left)
+    }
+
+    /// Returns how many flows the table holds.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn flow_count(&self) -> Result<usize, TableError> {
+        Ok(self.flows.keys()?.len())
+    }
+
+    /// Returns how many programs are attached.
+    #[must_use]
+    pub fn links(&self) -> u64 {
+        program::ALL.iter().map(|name| u64::from(self.pins.link(name).exists())).sum()
     }
 
     /// Takes the ring of denials; once.

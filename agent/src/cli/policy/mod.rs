@@ -1,9 +1,11 @@
-//! `eastwall policy`: what can be said about policy files without an agent.
+//! `eastwall policy`: what can be said about policy files, and giving them to the agent.
 
 mod check;
 pub(super) mod set;
 mod show;
 mod test;
+
+use std::path::Path;
 
 use clap::Subcommand;
 
@@ -20,12 +22,15 @@ pub(super) enum PolicyCommand {
     Test(test::TestArgs),
     /// Show the rules of a policy, or every edge they open
     Show(show::ShowArgs),
+    /// Check, test, install and load a policy; returns when the kernel holds it
+    Apply(super::live::ApplyArgs),
 }
 
-pub(super) fn run(command: PolicyCommand, output: &mut Output) -> Result<Exit, CliError> {
+pub(super) fn run(command: PolicyCommand, socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
     match command {
         PolicyCommand::Check(args) => check::run(&args, output),
         PolicyCommand::Test(args) => test::run(&args, output),
         PolicyCommand::Show(args) => show::run(&args, output),
+        PolicyCommand::Apply(args) => super::live::apply(socket, &args, output),
     }
 }

@@ -1,0 +1,285 @@
+//! The daemon: builds its parts, connects them, and takes them down in order.
+
+mod answer;
+mod core;
+mod cutting;
+mod in_force;
+pub mod inbox;
+mod overrides;
+mod roster;
+mod store;
+
+use std::{fs, io, path::Path, sync::Arc, thread};
+
+use anyhow::{Context as _, Result, anyhow};
+use tracing::{info, warn};
+
+pub use self::core::Shared;
+use self::{
+    core::Core,
+    in_force::{Candidate, Refusal},
+    inbox::{Input, inbox},
+    overrides::Overrides,
+    roster::Roster,
+    store::Store,
+};
+use crate::{
+    clock,
+    config::Config,
+    control::server,
+    datapath::{Capacity, Datapath, DatapathConfig},
+    events::{
+        ocsf::Node,
+        pipeline::{self, Pipeline},
+        record::Phase,
+        snapshot::Snapshots,
+    },
+    sinks::{self, FileSink, SinkConfig, Target},
+    sources::cgroup::Hierarchy,
+};
+
+/// Runs the agent until SIGTERM or SIGINT. What is attached stays attached.
+///
+/// # Errors
+///
+/// Everything that keeps it from enforcing what it should; what an earlier agent pinned goes on.
+pub fn run(config: Config) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(anyhow!("the agent must run as root: it loads programs into the kernel"));
+    }
+    let host = config.host.clone().unwrap_or_else(host_name);
+    make_directory(config.run_directory(), 0o755)?;
+    make_directory(&config.policy_directory, 0o755)?;
+
+    let hierarchy = Hierarchy::find()?;
+    if !hierarchy.is_real_root() && config.scope == "/" {
+        return Err(anyhow!(
+            "the cgroup2 mount is not the root of the hierarchy, so something would be outside of it: run the agent \
+             in the host's cgroup namespace, or set `scope`"
+        ));
+    }
+    let mut store = Store::open(&config.state_directory).context("open the state directory")?;
+    let overrides = Overrides::open(&config.state_directory).context("read the overrides")?;
+    let (candidate, problem) = first_policy(&mut store, &config)?;
+
+    let mut datapath = Datapath::load(DatapathConfig {
+        cgroup: hierarchy.dir(&config.scope),
+        pins: config.pin_directory.clone(),
+        run: config.run_directory().to_owned(),
+        fast_refusal: config.fast_refusal,
+        capacity: Capacity {
+            edges: config.capacity.edges,
+            cgroups: config.capacity.cgroups,
+            flows: config.capacity.flows,
+            ..Capacity::default()
+        },
+    })?;
+    let adopted = datapath.was_attached();
+    let (events, cgroups) = datapath.take_events().zip(datapath.take_cgroup_events()).context("take the rings")?;
+
+    let node = node(&config, &host);
+    let (sink, opened) = open_sink(&config, node.clone())?;
+    let (pipeline, records) = Pipeline::new(pipeline::Config::default(), opened.ledger.clone());
+    let writer = sinks::spawn(sink, records, Box::new(clock::now)).context("start the writer of events")?;
+    if !adopted {
+        // Counters that start at 0 are no loss.
+        pipeline.ledger().lock().maps_are_new();
+    }
+
+    let resolver = candidate.resolver(&host)?;
+    let shared = Arc::new(Shared::default());
+    let now = clock::now().boot_ns;
+    let mut core = Core {
+        roster: Roster::new(hierarchy, config.scope.clone()),
+        host,
+        datapath,
+        store,
+        pipeline: Arc::new(pipeline),
+        candidate: candidate.clone(),
+        resolver,
+        state: Arc::default(),
+        labels: Default::default(),
+        overrides,
+        snapshots: Snapshots::default(),
+        shared: Arc::clone(&shared),
+        events,
+        cgroups,
+        started_ns: now,
+        applied_ns: now,
+        adopted,
+        problems: problem.map(|p| ("policy", p)).into_iter().collect(),
+        wall_offset: 0,
+        config,
+    };
+    core.start(candidate)?;
+    core.lifecycle(Phase::Started {
+        adopted,
+        previous_boot_last_sequence: opened.previous_boot_last_sequence,
+        previous_stop_clean: opened.previous_stop_clean,
+    });
+    serve(core, shared, node, writer)
+}
+
+fn serve(mut core: Core, shared: Arc<Shared>, node: Node, writer: sinks::WriterHandle) -> Result<()> {
+    let (outside, inside) = inbox().context("make the queue of the reconcile thread")?;
+    let (config, pipeline) = (core.config.clone(), Arc::clone(&core.pipeline));
+    let mount = core.roster.hierarchy().mount().to_owned();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("start the control server")?;
+    let reconcile = thread::Builder::new()
+        .name("reconcile".to_owned())
+        .spawn(move || core.run(&inside))
+        .context("start the reconcile thread")?;
+
+    let served = runtime.block_on(async {
+        let access = server::Access { mount, shared, node };
+        let listener = server::bind(&config.control_socket, &config.group)?;
+        notify("READY=1");
+        info!(socket = %config.control_socket.display(), "ready");
+        let serving = server::serve(listener, outside.clone(), pipeline, access);
+        tokio::select! {
+            () = serving => Err(anyhow!("the control server ended")),
+            result = signals(&outside, &writer) => result,
+        }
+    });
+    notify("STOPPING=1");
+    let _ = outside.send(Input::Stop);
+    let ended = reconcile.join().map_err(|_| anyhow!("the reconcile thread panicked; the kernel goes on as it is"))?;
+    writer.stop();
+    let _ = fs::remove_file(&config.control_socket);
+    served.and(ended)
+}
+
+impl Core {
+    /// The first policy of this agent: fill, flip, and only then attach, so that no packet is judged
+    /// without a policy. Over an adopted kernel side it is an ordinary swap.
+    fn start(&mut self, candidate: Candidate) -> Result<()> {
+        let name = candidate.policy.name.clone();
+        if let Err(e) = self.apply(candidate) {
+            return Err(e.context(format!("apply the policy `{name}`")));
+        }
+        self.datapath.attach()?;
+        // Cgroups made before the tracepoints were attached have no entry: look again, now that every
+        // later one has.
+        self.roster.walk()?;
+        let labels = self.roster.labels(&self.resolver);
+        for (&id, &slot) in &labels.cgroups {
+            if self.labels.cgroups.get(&id) != Some(&slot) {
+                self.datapath.label(id, slot)?;
+            }
+        }
+        self.labels = labels;
+        self.install_names();
+        self.cut();
+        Ok(())
+    }
+}
+
+/// The directory's policy; if that is no good, the last complete one and what is wrong.
+fn first_policy(store: &mut Store, config: &Config) -> Result<(Candidate, Option<String>)> {
+    let wrong = match store.read_policy(config) {
+        Ok(candidate) => return Ok((candidate, None)),
+        Err(e) => e,
+    };
+    match store.last_complete(config) {
+        Ok(Some(candidate)) => {
+            warn!("the last complete policy is used: {wrong:#}");
+            Ok((candidate, Some(format!("the last complete policy is in force: {wrong:#}"))))
+        }
+        Ok(None) => Err(wrong.context(format!("read the policy in `{}`", config.policy_directory.display()))),
+        Err(e) => Err(wrong.context(format!("and the last complete policy cannot be used either: {e:#}"))),
+    }
+}
+
+/// Says whether an error of [`run`] is about the content of the policy.
+#[must_use]
+pub fn is_policy_error(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<Refusal>()
+            || cause
+                .downcast_ref::<crate::sources::policy_dir::ReadPolicyError>()
+                .is_some_and(crate::sources::policy_dir::ReadPolicyError::is_content)
+    })
+}
+
+fn open_sink(config: &Config, node: Node) -> Result<(FileSink, sinks::Opened)> {
+    let target = if config.events_file == Path::new("-") {
+        Target::Stdout
+    } else {
+        make_directory(config.events_file.parent().unwrap_or(Path::new("/")), 0o750)?;
+        Target::File(config.events_file.clone())
+    };
+    let position = Some(config.run_directory().join("sequence"));
+    FileSink::open(SinkConfig { target, position }, node, &clock::now()).context("open the events file")
+}
+
+/// This host, as events name it.
+fn node(config: &Config, host: &str) -> Node {
+    let read = |path| fs::read_to_string(path).map(|s| s.trim().to_owned()).unwrap_or_default();
+    Node {
+        hostname: host.to_owned(),
+        machine_id: read("/etc/machine-id"),
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        tenant: config.tenant.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+async fn signals(outside: &inbox::Outside, writer: &sinks::WriterHandle) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => {
+                writer.reopen();
+                if !outside.send(Input::Reload) {
+                    warn!("the reconcile thread is busy; the directory is read again within a second anyway");
+                }
+            }
+        }
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("make the directory `{}`", path.display()))
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Tells the service manager. Without one there is nobody to tell.
+fn notify(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|s| {
+        use std::os::{linux::net::SocketAddrExt as _, unix::ffi::OsStrExt as _};
+        match socket.as_bytes() {
+            [b'@', name @ ..] => {
+                s.send_to_addr(state.as_bytes(), &std::os::unix::net::SocketAddr::from_abstract_name(name)?)
+            }
+            _ => s.send_to(state.as_bytes(), &socket),
+        }
+    });
+    if let Err(e) = sent {
+        log_io("tell the service manager", &e);
+    }
+}
+
+fn log_io(what: &str, e: &io::Error) {
+    warn!("{what}: {e}");
+}

@@ -1,0 +1,138 @@
+//! Policy documents on disk: the directory that people edit, and the last complete set.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use super::in_force::Candidate;
+use crate::{
+    config::Config,
+    sources::policy_dir::{self, Trust},
+};
+
+/// Where the last complete set is kept, in the state directory.
+const LAST_COMPLETE: &str = "policy.json";
+
+/// The files.
+#[derive(Debug)]
+pub struct Store {
+    last_complete: PathBuf,
+    seen: Vec<Fingerprint>,
+}
+
+/// What changes when somebody writes a file.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Fingerprint {
+    path: PathBuf,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Store {
+    /// Makes the state directory if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// What the file system said.
+    pub fn open(state_directory: &Path) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(state_directory)?;
+        Ok(Self { last_complete: state_directory.join(LAST_COMPLETE), seen: Vec::new() })
+    }
+
+    /// Reads the documents of the policy directory.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the directory or with the documents.
+    pub fn read_policy(&mut self, config: &Config) -> Result<Candidate> {
+        self.seen = fingerprints(&config.policy_directory);
+        let texts = policy_dir::read(&[&config.policy_directory], Trust::ROOT)?;
+        let files = texts.into_iter().map(|t| (t.name, t.text)).collect();
+        Ok(Candidate::read(files, config.trust_domain.as_deref())?)
+    }
+
+    /// Says whether the directory looks different from when it was last read.
+    #[must_use]
+    pub fn directory_changed(&self, config: &Config) -> bool {
+        fingerprints(&config.policy_directory) != self.seen
+    }
+
+    /// Returns the last complete set, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// If it is there and cannot be used.
+    pub fn last_complete(&self, config: &Config) -> Result<Option<Candidate>> {
+        let bytes = match fs::read(&self.last_complete) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("read `{}`", self.last_complete.display())),
+        };
+        let files: Vec<(String, String)> = serde_json::from_slice(&bytes)?;
+        Ok(Some(Candidate::read(files, config.trust_domain.as_deref())?))
+    }
+
+    /// Keeps a set for the next start.
+    ///
+    /// # Errors
+    ///
+    /// What the file system said.
+    pub fn keep(&self, files: &[(String, String)]) -> Result<()> {
+        let new = self.last_complete.with_extension("json.new");
+        fs::write(&new, serde_json::to_vec(files)?)?;
+        fs::rename(&new, &self.last_complete)?;
+        Ok(())
+    }
+
+    /// Puts documents into the policy directory in place of those there.
+    ///
+    /// # Errors
+    ///
+    /// What the file system said, or a name that is no plain `*.yaml`.
+    pub fn install(&mut self, config: &Config, files: &[(String, String)]) -> Result<Vec<(String, String)>> {
+        let dir = &config.policy_directory;
+        let mut installed = Vec::new();
+        for (name, text) in files {
+            let base = Path::new(name).file_name().and_then(|n| n.to_str()).filter(|n| n.ends_with(".yaml"));
+            let base = base.ok_or_else(|| anyhow!("`{name}` is not the name of a `.yaml` file"))?;
+            if installed.iter().any(|(other, _): &(PathBuf, &String)| other.ends_with(base)) {
+                return Err(anyhow!("two files are called `{base}`; the policy directory is not recursive"));
+            }
+            installed.push((dir.join(base), text));
+        }
+        for (path, text) in &installed {
+            let new = path.with_extension("yaml.new");
+            fs::write(&new, text).with_context(|| format!("write `{}`", new.display()))?;
+            fs::rename(&new, path).with_context(|| format!("write `{}`", path.display()))?;
+        }
+        for old in fs::read_dir(dir)?.flatten() {
+            let path = old.path();
+            if path.extension().is_some_and(|e| e == "yaml") && !installed.iter().any(|(p, _)| *p == path) {
+                fs::remove_file(&path).with_context(|| format!("remove `{}`", path.display()))?;
+            }
+        }
+        self.seen = fingerprints(dir);
+        Ok(installed.into_iter().map(|(path, text)| (path.display().to_string(), text.clone())).collect())
+    }
+}
+
+fn fingerprints(dir: &Path) -> Vec<Fingerprint> {
+    let mut found: Vec<Fingerprint> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|e| e.path().extension().is_some_and(|e| e == "yaml"))
+        .filter_map(|e| {
+            let meta = fs::symlink_metadata(e.path()).ok()?;
+            let changed = (meta.ctime(), meta.ctime_nsec());
+            Some(Fingerprint { path: e.path(), inode: meta.ino(), size: meta.size(), changed })
+        })
+        .collect();
+    found.sort();
+    found
+}

@@ -1,0 +1,77 @@
+//! `eastwall agent` and `eastwall detach`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    exit::{CliError, Exit},
+    output::Output,
+};
+use crate::{
+    agent,
+    config::{Config, DEFAULT_PATH},
+    datapath::Pins,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct AgentArgs {
+    /// Settings; without it those in /etc/eastwall/agent.yaml, if it exists
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DetachArgs {
+    /// Settings; without it those in /etc/eastwall/agent.yaml, if it exists
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Do it: nothing is enforced afterwards
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Runs the daemon in the foreground.
+pub(super) fn agent(args: &AgentArgs) -> Result<Exit, CliError> {
+    let config = settings(args.config.as_ref())?;
+    let filter = EnvFilter::try_from_env("EASTWALL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // stdout belongs to events.
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    match agent::run(config) {
+        Ok(()) => Ok(Exit::Done),
+        Err(e) => {
+            let exit = if agent::is_policy_error(&e) { Exit::Invalid } else { Exit::Partly };
+            Err(CliError::new(exit, e))
+        }
+    }
+}
+
+/// Takes every program off the kernel: the deliberate way out.
+pub(super) fn detach(args: &DetachArgs, output: &mut Output) -> Result<Exit, CliError> {
+    let config = settings(args.config.as_ref())?;
+    if !args.yes {
+        let message = "nothing would be enforced afterwards; stop the agent, then write `eastwall detach --yes`";
+        return Err(CliError::new(Exit::Usage, anyhow!(message)));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(CliError::new(Exit::NotPermitted, anyhow!("only root can detach; try `sudo`")));
+    }
+    if config.pin_directory.exists() {
+        // The lock says whether an agent runs; it would attach again within a second.
+        std::fs::create_dir_all(config.run_directory()).context("make the run directory")?;
+        drop(Pins::open(&config.pin_directory, config.run_directory()).map_err(anyhow::Error::from)?);
+    }
+    let links = Pins::remove_all(&config.pin_directory).map_err(anyhow::Error::from)?;
+    output.write(&match links {
+        0 => "nothing was attached\n".to_owned(),
+        n => format!("detached {n} programs; nothing is enforced\n"),
+    })?;
+    Ok(Exit::Done)
+}
+
+fn settings(path: Option<&PathBuf>) -> Result<Config, CliError> {
+    let default = PathBuf::from(DEFAULT_PATH);
+    Config::read(path.unwrap_or(&default), path.is_some()).map_err(|e| CliError::new(Exit::Usage, e))
+}

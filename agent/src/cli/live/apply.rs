@@ -1,0 +1,67 @@
+//! `eastwall policy apply` and `eastwall reload`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::to_value;
+
+use super::{ask, unexpected};
+use crate::{
+    cli::{
+        exit::{CliError, Exit},
+        output::{Format, Output},
+        policy::set,
+    },
+    control::wire::{Applied, Reply, Request},
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// Files or directories; they replace what is in the policy directory of the agent
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+/// Checks, tests, installs and loads a policy; returns when the kernel holds it.
+pub(crate) fn apply(socket: &Path, args: &ApplyArgs, output: &mut Output) -> Result<Exit, CliError> {
+    let files = set::read(&args.paths)?;
+    // Checked here as well, for carets and colours; the agent trusts nobody and checks again.
+    if let Err(findings) = set::Set::compile(&files, None)
+        && !findings.iter().all(|f| f.code == crate::policy::codes::Code::E04)
+    {
+        return set::refuse(&files, &findings, output);
+    }
+    let files = files.into_iter().map(|f| (f.name, f.text)).collect();
+    show(ask(socket, &Request::Apply { files })?, output)
+}
+
+/// Makes the agent read its policy directory again.
+pub(crate) fn reload(socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
+    show(ask(socket, &Request::Reload)?, output)
+}
+
+fn show(reply: Reply, output: &mut Output) -> Result<Exit, CliError> {
+    match reply {
+        Reply::Applied(applied) => {
+            applied_text(&applied, output, "policy in force")?;
+            Ok(Exit::Done)
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// One line, or the machine form.
+pub(super) fn applied_text(applied: &Applied, output: &mut Output, what: &str) -> Result<(), CliError> {
+    if output.format == Format::Table {
+        if !applied.warnings.is_empty() && !output.quiet {
+            output.talk(&applied.warnings);
+        }
+        output.write(&format!(
+            "{what} in {} ms: epoch {}, {} edges; {} sockets cut\n",
+            applied.millis, applied.epoch, applied.edges, applied.cut
+        ))
+    } else {
+        let value = to_value(applied).map_err(anyhow::Error::from)?;
+        output.machine(value.clone(), [value])
+    }
+}

@@ -1,0 +1,72 @@
+//! `eastwall map`: what the kernel holds.
+
+use std::path::Path;
+
+use clap::Subcommand;
+use serde_json::{Value, json, to_value};
+
+use super::{ask, unexpected};
+use crate::{
+    cli::{
+        exit::{CliError, Exit},
+        output::{Format, Output},
+    },
+    control::wire::{Reply, Request},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MapCommand {
+    /// Every edge of the policy in force, with the hits of its rule
+    Dump {
+        /// Only edges from or to this name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// How full the maps are, and the counters of the kernel
+    Stats,
+}
+
+/// Shows edges or counters.
+pub(crate) fn map(socket: &Path, command: MapCommand, output: &mut Output) -> Result<Exit, CliError> {
+    match command {
+        MapCommand::Dump { name } => dump(socket, name.as_deref(), output),
+        MapCommand::Stats => stats(socket, output),
+    }
+}
+
+fn dump(socket: &Path, name: Option<&str>, output: &mut Output) -> Result<Exit, CliError> {
+    let mut edges = match ask(socket, &Request::Edges)? {
+        Reply::Edges { edges } => edges,
+        other => return Err(unexpected(&other)),
+    };
+    edges.retain(|e| name.is_none_or(|name| e.from == name || e.to == name));
+    if output.format == Format::Table {
+        let rows: Vec<Vec<String>> = edges
+            .into_iter()
+            .map(|e| {
+                let expires = if e.expires == 0 { "never".to_owned() } else { format!("boot+{}s", e.expires) };
+                vec![e.from, e.to, e.action, e.ports, e.rule, expires, e.hits.to_string()]
+            })
+            .collect();
+        output.table(&["FROM", "TO", "ACTION", "PORTS", "RULE", "EXPIRES", "HITS"], &rows)?;
+    } else {
+        let items: Vec<Value> = edges.iter().map(to_value).collect::<Result<_, _>>().map_err(anyhow::Error::from)?;
+        output.machine(json!({"edges": items.clone()}), items)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn stats(socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
+    let counters = match ask(socket, &Request::Stats)? {
+        Reply::Stats { counters } => counters,
+        other => return Err(unexpected(&other)),
+    };
+    if output.format == Format::Table {
+        let rows: Vec<Vec<String>> = counters.into_iter().map(|(name, n)| vec![name, n.to_string()]).collect();
+        output.table(&["COUNTER", "VALUE"], &rows)?;
+    } else {
+        let value = to_value(&counters).map_err(anyhow::Error::from)?;
+        output.machine(value.clone(), [value])?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,87 @@
+//! `eastwall status`.
+
+use std::path::Path;
+
+use serde_json::to_value;
+
+use super::{ask, unexpected};
+use crate::{
+    cli::{
+        exit::{CliError, Exit},
+        output::{Format, Output, escape},
+    },
+    control::wire::{Reply, Request, Status},
+};
+
+/// Shows the state of the agent; the answer is "no" if something is wrong.
+pub(crate) fn status(socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
+    let status = match ask(socket, &Request::Status)? {
+        Reply::Status(status) => status,
+        other => return Err(unexpected(&other)),
+    };
+    if output.format == Format::Table {
+        output.write(&text(&status))?;
+    } else {
+        let value = to_value(&status).map_err(anyhow::Error::from)?;
+        output.machine(value.clone(), [value])?;
+    }
+    Ok(if status.problems.is_empty() { Exit::Done } else { Exit::No })
+}
+
+fn text(s: &Status) -> String {
+    let mut by_mode: Vec<String> = s.modes.iter().map(|(name, modes)| format!("{name} {modes}")).collect();
+    if by_mode.is_empty() {
+        by_mode.push("no workload is declared".to_owned());
+    }
+    let started = if s.adopted { "adopted a running kernel side" } else { "started afresh" };
+    let accounted = s.reported + s.suppressed + s.lost + s.pending;
+    let mut text = format!(
+        "agent      {} on {}, pid {}, up {}; {started}; guards {}\n\
+         policy     {}@{} ({} documents, {} rules, {} edges)   applied {} ago, epoch {}\n\
+         modes      {}   (door/exit; without a label: {})\n\
+         endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
+         denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n",
+        s.version,
+        escape(&s.host),
+        s.pid,
+        duration(s.uptime_seconds),
+        s.scope,
+        s.policy,
+        short(&s.policy_hash),
+        s.documents,
+        s.rules,
+        s.edges,
+        duration(s.applied_seconds_ago),
+        s.epoch,
+        by_mode.join(", "),
+        s.unknown_mode,
+        s.labelled,
+        s.ambiguous,
+        s.overrides,
+        s.denied,
+        s.reported,
+        s.suppressed,
+        s.lost,
+        s.pending,
+        if accounted == s.denied { "" } else { "   DOES NOT ADD UP" },
+        s.would_deny,
+    );
+    for problem in &s.problems {
+        text.push_str(&format!("problem    {}\n", problem.replace('\n', "\n           ")));
+    }
+    text
+}
+
+fn short(hash: &str) -> &str {
+    let digits = hash.strip_prefix("sha256:").unwrap_or(hash);
+    digits.get(..6).unwrap_or(digits)
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}

@@ -1,0 +1,178 @@
+//! `/etc/eastwall/agent.yaml`: what a human wrote -> settings that make sense.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// Where the file is unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/eastwall/agent.yaml";
+
+/// Settings of the agent. Every field has a default; an empty file is valid.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Trust domain, if no policy document names it.
+    pub trust_domain: Option<String>,
+    /// Name of this host in selectors and derived names; else the kernel's.
+    pub host: Option<String>,
+    /// Fleet or cluster, for events.
+    pub tenant: Option<String>,
+    /// Cgroup to guard, from the root of the hierarchy; `/` is the whole host.
+    pub scope: String,
+    /// Directory of the pins, on bpffs.
+    pub pin_directory: PathBuf,
+    /// The control socket.
+    pub control_socket: PathBuf,
+    /// Policy documents.
+    pub policy_directory: PathBuf,
+    /// What must survive a restart.
+    pub state_directory: PathBuf,
+    /// Events: a file, or `-` for the standard output.
+    pub events_file: PathBuf,
+    /// Whether connect and sendmsg refuse early; the packet hooks judge in either case.
+    pub fast_refusal: bool,
+    /// Group that may read from the control socket.
+    pub group: String,
+    /// Events one workload may write at once before they are folded into a number.
+    pub event_burst: u32,
+    /// The same, a second.
+    pub event_per_second: u32,
+    /// Entries of the flow table that one cgroup may hold.
+    pub flow_quota: u32,
+    /// Sizes of the maps.
+    pub capacity: CapacityFile,
+}
+
+/// Sizes of the maps.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CapacityFile {
+    /// Edges.
+    pub edges: u32,
+    /// Cgroups.
+    pub cgroups: u32,
+    /// Entries of the flow table.
+    pub flows: u32,
+}
+
+impl Default for CapacityFile {
+    fn default() -> Self {
+        Self { edges: 1 << 20, cgroups: 1 << 16, flows: 1 << 16 }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            trust_domain: None,
+            host: None,
+            tenant: None,
+            scope: "/".to_owned(),
+            pin_directory: "/sys/fs/bpf/eastwall".into(),
+            control_socket: "/run/eastwall/agent.sock".into(),
+            policy_directory: "/etc/eastwall/policy.d".into(),
+            state_directory: "/var/lib/eastwall".into(),
+            events_file: "/var/log/eastwall/events.ndjson".into(),
+            fast_refusal: true,
+            group: "eastwall".to_owned(),
+            event_burst: 100,
+            event_per_second: 20,
+            flow_quota: 8_192,
+            capacity: CapacityFile::default(),
+        }
+    }
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidConfig {
+    /// The file cannot be read.
+    #[error("read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no YAML, or has a field that does not exist.
+    #[error("`{}`: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("`{}`: `{field}` {problem}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Its field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the settings. A file that is not there is an error only if `must_exist`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`], naming the file and the field.
+    pub fn read(path: &Path, must_exist: bool) -> Result<Self, InvalidConfig> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !must_exist => return Ok(Self::default()),
+            Err(source) => return Err(InvalidConfig::Read { path: path.to_owned(), source }),
+        };
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let config: Self = serde_saphyr::from_str(&text)
+            .map_err(|e| InvalidConfig::Parse { path: path.to_owned(), message: e.to_string() })?;
+        config.checked(path)
+    }
+
+    fn checked(self, path: &Path) -> Result<Self, InvalidConfig> {
+        let wrong = |field, problem| Err(InvalidConfig::Value { path: path.to_owned(), field, problem });
+        if !self.scope.starts_with('/') || (self.scope.len() > 1 && self.scope.ends_with('/')) {
+            return wrong("scope", "must be a cgroup path that begins with `/` and does not end with one");
+        }
+        if self.event_burst == 0 {
+            return wrong("eventBurst", "must be at least 1, or no denial would ever be shown");
+        }
+        for (field, n) in [("capacity.edges", self.capacity.edges), ("capacity.cgroups", self.capacity.cgroups)] {
+            if n == 0 {
+                return wrong(field, "must be at least 1");
+            }
+        }
+        Ok(self)
+    }
+
+    /// The directory of the control socket, which also holds the lock and the sequence.
+    #[must_use]
+    pub fn run_directory(&self) -> &Path {
+        self.control_socket.parent().unwrap_or(Path::new("/run/eastwall"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_is_an_error_that_names_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "scopee: /x\n").unwrap();
+        let error = Config::read(file.path(), true).unwrap_err().to_string();
+        assert!(error.contains("scopee"), "{error}");
+        fs::write(file.path(), "scope: x\n").unwrap();
+        assert!(Config::read(file.path(), true).unwrap_err().to_string().contains("`scope` must be"));
+        fs::write(file.path(), "fastRefusal: false\n").unwrap();
+        assert!(!Config::read(file.path(), true).unwrap().fast_refusal);
+    }
+}

@@ -1,0 +1,69 @@
+//! The command line's end of the control socket.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use super::wire::{Reply, Request};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no agent answers at `{}`; is it running? `systemctl status eastwall`, or name its socket with --socket", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The group.
+    #[error("`{}` may be used by root and the group `eastwall` only; try `sudo`", path.display())]
+    NotPermitted {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It hung up.
+    #[error("the agent hung up without an answer")]
+    NoAnswer,
+    /// Another version.
+    #[error("the answer of the agent cannot be read; is it of another version?")]
+    Answer(#[source] serde_json::Error),
+    /// Everything else.
+    #[error("speak to the agent")]
+    Io(#[from] io::Error),
+}
+
+/// Asks once.
+///
+/// # Errors
+///
+/// [`ClientError`]. A refusal is an answer.
+pub fn ask(socket: &Path, request: &Request) -> Result<Reply, ClientError> {
+    stream(socket, request)?.next().unwrap_or(Err(ClientError::NoAnswer))
+}
+
+/// Asks, and returns answers until the agent hangs up.
+///
+/// # Errors
+///
+/// [`ClientError`].
+pub fn stream(
+    socket: &Path,
+    request: &Request,
+) -> Result<impl Iterator<Item = Result<Reply, ClientError>> + use<>, ClientError> {
+    let path = || socket.to_owned();
+    let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path: path(), source },
+        _ => ClientError::Unreachable { path: path(), source },
+    })?;
+    let mut line = serde_json::to_vec(request).map_err(ClientError::Answer)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let lines = BufReader::new(stream).lines();
+    Ok(lines.map(|line| serde_json::from_str(&line?).map_err(ClientError::Answer)))
+}

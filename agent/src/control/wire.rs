@@ -1,0 +1,268 @@
+//! What goes over the control socket: one JSON request on a line, then JSON replies, one on a line.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request, bytes: a policy directory with room to spare.
+pub const REQUEST_MAX: usize = 16 << 20;
+
+/// A question or an order.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+pub enum Request {
+    /// How is it?
+    Status,
+    /// Who is who on this host?
+    Identities,
+    /// What is in force?
+    Policy,
+    /// Install and load these documents instead of those in the directory.
+    Apply {
+        /// File name and text, in the order of names.
+        files: Vec<(String, String)>,
+    },
+    /// Read the directory again.
+    Reload,
+    /// What does the policy in force say about a flow?
+    Explain {
+        /// A name.
+        from: String,
+        /// `name:port`.
+        to: String,
+    },
+    /// Denials from this moment on; the replies go on until the caller hangs up.
+    Follow,
+    /// The edges in the maps.
+    Edges,
+    /// How full the maps are, and the counters.
+    Stats,
+    /// Deny an edge above all rules and cut its flows.
+    Revoke(Override),
+    /// Allow an edge above all rules but revocations.
+    BreakGlass(Override),
+    /// Overrides in force.
+    Overrides,
+    /// End an override.
+    Undo {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// What `revoke` and `break-glass` ask for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    /// The caller.
+    pub from: String,
+    /// The callee.
+    pub to: String,
+    /// Ports as in a rule; empty = any.
+    pub ports: Vec<String>,
+    /// How long, in seconds.
+    pub seconds: u64,
+    /// Why.
+    pub reason: String,
+    /// Where that is written down.
+    pub ticket: Option<String>,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Identities`.
+    Identities {
+        /// Sorted by path.
+        endpoints: Vec<Endpoint>,
+    },
+    /// To `Policy`: the documents in force.
+    Policy {
+        /// File name and text.
+        files: Vec<(String, String)>,
+    },
+    /// To `Apply`, `Reload`, `Revoke`, `BreakGlass`, `Undo`: the kernel holds it.
+    Applied(Applied),
+    /// To `Explain`.
+    Explained {
+        /// As `eastwall explain -o json` prints it.
+        explanations: serde_json::Value,
+        /// As it prints it for people.
+        text: String,
+        /// Whether the flow passes.
+        allowed: bool,
+    },
+    /// To `Follow`: one denial.
+    Denial {
+        /// The OCSF record.
+        record: serde_json::Value,
+        /// One line for people.
+        line: String,
+    },
+    /// To `Follow`: the caller was too slow.
+    Missed {
+        /// How many it did not see; they are in the events file.
+        count: u64,
+    },
+    /// To `Edges`.
+    Edges {
+        /// Sorted.
+        edges: Vec<EdgeRow>,
+    },
+    /// To `Stats`.
+    Stats {
+        /// Counter -> value.
+        counters: BTreeMap<String, u64>,
+    },
+    /// To `Overrides`.
+    Overrides {
+        /// Oldest first.
+        overrides: Vec<OverrideRow>,
+    },
+    /// Not done, and nothing has changed.
+    Refused {
+        /// Why and what to do.
+        message: String,
+        /// Exit code for the caller, of policy.md, section 16.
+        code: u8,
+    },
+}
+
+/// State of the agent.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Name of this host.
+    pub host: String,
+    /// Scope: `/` is the whole host.
+    pub scope: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    /// Whether the kernel side of an earlier agent was adopted.
+    pub adopted: bool,
+    /// Name of the policy set.
+    pub policy: String,
+    /// Its hash.
+    pub policy_hash: String,
+    /// Number of the policy on this node.
+    pub epoch: u32,
+    /// Documents, rules, edges.
+    pub documents: usize,
+    /// Rules, overrides included.
+    pub rules: usize,
+    /// Edges in the maps.
+    pub edges: usize,
+    /// Seconds since it was applied.
+    pub applied_seconds_ago: u64,
+    /// Workload -> its modes, as `enforce/audit` (door/exit).
+    pub modes: BTreeMap<String, String>,
+    /// Mode of sockets without a label.
+    pub unknown_mode: String,
+    /// Cgroups with a label.
+    pub labelled: usize,
+    /// Endpoints that two workloads claim.
+    pub ambiguous: usize,
+    /// Overrides in force.
+    pub overrides: usize,
+    /// Denials of the kernel.
+    pub denied: u64,
+    /// Of them: let pass by audit.
+    pub would_deny: u64,
+    /// Shown as records of their own.
+    pub reported: u64,
+    /// Shown as numbers.
+    pub suppressed: u64,
+    /// Counted, but lost as records.
+    pub lost: u64,
+    /// Not written yet.
+    pub pending: u64,
+    /// What is wrong; empty = all is well.
+    pub problems: Vec<String>,
+}
+
+/// One cgroup and who it is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// From the root of the hierarchy, escaped.
+    pub path: String,
+    /// Its number.
+    pub cgroup: u64,
+    /// Short name.
+    pub name: String,
+    /// In full.
+    pub spiffe_id: String,
+    /// Whether policy declares it.
+    pub declared: bool,
+    /// Mode of the door.
+    pub ingress_mode: String,
+    /// Mode of the exit.
+    pub egress_mode: String,
+}
+
+/// A change that the kernel holds.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// The epoch that is in force.
+    pub epoch: u32,
+    /// Sockets that were closed because their edge is gone.
+    pub cut: usize,
+    /// Edges in the maps.
+    pub edges: usize,
+    /// Id of the override, if this is one.
+    pub id: Option<String>,
+    /// Milliseconds it took.
+    pub millis: u64,
+    /// Warnings, rendered.
+    pub warnings: String,
+}
+
+/// One range of one edge.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgeRow {
+    /// The caller.
+    pub from: String,
+    /// The callee.
+    pub to: String,
+    /// `allow`, `deny`, `override-allow`, `override-deny`.
+    pub action: String,
+    /// As in a rule.
+    pub ports: String,
+    /// Rule id.
+    pub rule: String,
+    /// Hits of the rule in this epoch.
+    pub hits: u64,
+    /// Boot second; 0 = never.
+    pub expires: u32,
+}
+
+/// An override in force.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OverrideRow {
+    /// Its id.
+    pub id: String,
+    /// `revoke` or `break-glass`.
+    pub kind: String,
+    /// The caller.
+    pub from: String,
+    /// The callee.
+    pub to: String,
+    /// Ports.
+    pub ports: Vec<String>,
+    /// Unix seconds.
+    pub expires: i64,
+    /// Why.
+    pub reason: String,
+    /// Where that is written down.
+    pub ticket: Option<String>,
+}

@@ -1,0 +1,3 @@
+//! What is next, as pure functions of what is known. PURE: no I/O, no clock, no log.
+
+pub mod cut_list;
