@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod doctor;
 pub mod events;
 pub mod identity;
 pub mod policy;

@@ -1,6 +1,6 @@
 //! `eastwall agent` and `eastwall detach`.
 
-use std::path::PathBuf;
+use std::{io::IsTerminal as _, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -38,7 +38,12 @@ pub(super) fn agent(args: &AgentArgs) -> Result<Exit, CliError> {
     let config = settings(args.config.as_ref())?;
     let filter = EnvFilter::try_from_env("EASTWALL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // stdout belongs to events.
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     match agent::run(config) {
         Ok(()) => Ok(Exit::Done),
         Err(e) => {

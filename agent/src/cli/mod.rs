@@ -1,6 +1,7 @@
 //! The command line. One file for each subcommand; stdout is data, stderr is talk.
 
 mod daemon;
+mod doctor;
 pub mod exit;
 mod explain;
 mod guide;
@@ -49,6 +50,8 @@ enum Command {
     BreakGlass(live::BreakGlassArgs),
     /// Show the overrides in force
     Overrides,
+    /// Check the host: what eastwall needs, and what it does not cover
+    Doctor,
     /// Make the agent read its policy directory again
     Reload,
     /// Take every program off the kernel: the deliberate way out
@@ -101,6 +104,7 @@ fn run(command: Command, socket: &Path, output: &mut Output) -> Result<Exit, Cli
         Command::Revoke(args) => live::revoke(socket, args, output),
         Command::BreakGlass(args) => live::break_glass(socket, args, output),
         Command::Overrides => live::overrides(socket, output),
+        Command::Doctor => doctor::doctor(socket, output),
         Command::Reload => live::reload(socket, output),
         Command::Detach(args) => daemon::detach(&args, output),
         Command::Policy(command) => policy::run(command, socket, output),

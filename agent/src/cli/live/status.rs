@@ -37,7 +37,7 @@ fn text(s: &Status) -> String {
     let accounted = s.reported + s.suppressed + s.lost + s.pending;
     let mut text = format!(
         "agent      {} on {}, pid {}, up {}; {started}; guards {}\n\
-         policy     {}@{} ({} documents, {} rules, {} edges)   applied {} ago, epoch {}\n\
+         policy     {}@{} ({}, {}, {})   applied {} ago, epoch {}\n\
          modes      {}   (door/exit; without a label: {})\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
          denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n",
@@ -48,9 +48,9 @@ fn text(s: &Status) -> String {
         s.scope,
         s.policy,
         short(&s.policy_hash),
-        s.documents,
-        s.rules,
-        s.edges,
+        many(s.documents, "document"),
+        many(s.rules, "rule"),
+        many(s.edges, "edge"),
         duration(s.applied_seconds_ago),
         s.epoch,
         by_mode.join(", "),
@@ -70,6 +70,10 @@ fn text(s: &Status) -> String {
         text.push_str(&format!("problem    {}\n", problem.replace('\n', "\n           ")));
     }
     text
+}
+
+fn many(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn short(hash: &str) -> &str {
