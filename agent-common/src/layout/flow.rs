@@ -34,7 +34,8 @@ pub struct SockState {
     pub valid_until: u32,
     /// Role of this socket in the cached flow, a [`Role`].
     pub role: u8,
-    /// Role of the socket for its whole life, once known.
+    /// Role of the socket for its whole life, once known; of a socket that is not TCP, whether it has
+    /// been called.
     pub sticky_role: u8,
     /// IP protocol.
     pub proto: u8,

@@ -333,6 +333,9 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
     }
     decide(skb, case, decision);
     if passes(case, decision) {
+        if !case.leaves && matches!(case.role, Role::Callee) {
+            mark_called(skb);
+        }
         let mut remembered = false;
         if !connected.is_null()
             && let Some(stored) = sockets::storage(connected)
@@ -340,9 +343,6 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
             // SAFETY: storage of a live socket.
             unsafe { remember(stored, case, decision) };
             remembered = true;
-        }
-        if !case.leaves {
-            mark_called(skb);
         }
         let recorded = flows::record(&key, case.epoch, decision.valid_until.0);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies

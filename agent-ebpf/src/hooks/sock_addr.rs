@@ -11,7 +11,7 @@ use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_get_socket_cookie,
+        bpf_get_socket_cookie, bpf_getsockopt,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -72,17 +72,12 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         return 1;
     };
     // SAFETY: storage of the caller's socket; helpers of the calling task.
-    let (cgroup, acting) = unsafe {
+    let (cgroup, acting, was_called) = unsafe {
         remember_task(stored);
-        ((*stored).cgroup, bpf_get_current_cgroup_id())
+        ((*stored).cgroup, bpf_get_current_cgroup_id(), (*stored).sticky_role == Role::Callee as u8)
     };
     // Older than the agent, or made by a kernel worker: the packet hook knows its cgroup.
     if cgroup == 0 {
-        return 1;
-    }
-    // Somebody calls this datagram socket, so this may be a reply: the packet hook knows the flow.
-    // SAFETY: storage of the caller's socket.
-    if kind != sockets::STREAM && unsafe { (*stored).sticky_role } == Role::Callee as u8 {
         return 1;
     }
     let mut case = Case {
@@ -116,11 +111,11 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         case.icmp = [if case.proto == proto::ICMP { 8 } else { 128 }, 0];
         case.peer_port = 0;
     }
-    judge_case(ctx, &mut case, acting)
+    judge_case(ctx, &mut case, acting, was_called)
 }
 
 #[inline(always)]
-fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64) -> i32 {
+fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64, was_called: bool) -> i32 {
     let side = case.epoch & 1;
     // SAFETY: the calling task; at connect and sendmsg the socket's owner is taken for the caller.
     let uid = || unsafe { bpf_get_current_uid_gid() as u32 };
@@ -131,7 +126,7 @@ fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64) -> i32 {
 
     let mut certain = Candidates { address: None, socket: None, unsure: true };
     find_candidates(ctx, case, &mut certain);
-    let verdict = own_verdict(ctx, case, &certain);
+    let verdict = own_verdict(ctx, case, &certain, was_called);
     if verdict == 0 || !other_task {
         return verdict;
     }
@@ -165,13 +160,37 @@ fn decide(case: &Case, decision: &mut Decision) {
 
 /// Decides for the socket's own workload.
 #[inline(always)]
-fn own_verdict(ctx: *mut bpf_sock_addr, case: &mut Case, candidates: &Candidates) -> i32 {
+fn own_verdict(ctx: *mut bpf_sock_addr, case: &mut Case, candidates: &Candidates, was_called: bool) -> i32 {
     let mut decision = Decision::deny(Reason::NoRule);
-    if candidates.any_allows(case, &mut decision) {
+    if candidates.any_allows(case, &mut decision) || may_answer(ctx, case, was_called) {
         return 1;
     }
     let mode = case.typed_mode();
     finish(ctx, case, &decision, mode)
+}
+
+/// Says whether a datagram can be the answer to one that came in: then only the packet hook, which knows
+/// the flow, can tell.
+///
+/// It can if the socket has been called, or if another socket that shares its port may have been.
+#[inline(always)]
+fn may_answer(ctx: *mut bpf_sock_addr, case: &Case, was_called: bool) -> bool {
+    case.proto != proto::TCP && (was_called || option(ctx, SO_REUSEADDR) || option(ctx, SO_REUSEPORT))
+}
+
+/// socket(7).
+const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_REUSEPORT: i32 = 15;
+
+/// Reads a switch of the socket; one that cannot be read counts as on, which leaves the verdict to the
+/// packet hook.
+#[inline(always)]
+fn option(ctx: *mut bpf_sock_addr, name: i32) -> bool {
+    let mut value = 1_i32;
+    // SAFETY: the helper writes four bytes or fails.
+    unsafe { bpf_getsockopt(ctx.cast(), SOL_SOCKET, name, (&raw mut value).cast(), 4) };
+    value != 0
 }
 
 /// Applies a mode to a denial. What passes under audit is reported by the packet hook, which knows the

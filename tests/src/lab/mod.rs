@@ -7,6 +7,7 @@
 //! NetNs ──────────────────────────────       joined by veth pairs
 //! Witness                                    counts packets with magic bytes, with no part of eastwall
 //! Guard                                      the kernel programs alone, guarding the lab's cgroup
+//! Scene                                      three workloads under a Guard, and policy in a line
 //! Agent                                      the agent under test, guarding the lab's cgroup
 //! ```
 //!
@@ -23,6 +24,7 @@ mod namespace;
 mod netns;
 pub(crate) mod packet;
 mod require;
+mod scene;
 mod spawn;
 pub(crate) mod wire;
 mod witness;
@@ -42,6 +44,7 @@ pub use namespace::Namespace;
 pub use netns::{NetNs, VethEnd};
 pub use require::{Need, require_or_skip};
 pub use rustix::io::Errno;
+pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};
 pub use wire::{Command, Family, Kind, Message, Reply};
 pub use witness::Witness;
