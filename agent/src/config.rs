@@ -175,4 +175,10 @@ mod tests {
         fs::write(file.path(), "fastRefusal: false\n").unwrap();
         assert!(!Config::read(file.path(), true).unwrap().fast_refusal);
     }
+
+    #[test]
+    fn the_packaged_file_says_the_defaults() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/agent.yaml");
+        assert_eq!(Config::read(&file, true).unwrap(), Config::default());
+    }
 }
