@@ -1,8 +1,10 @@
 //! The lab: namespaces, cgroups, sockets and an independent witness.
 //!
 //! - [`lab`] is what tests use: it builds places, puts actors into them and takes all of it down again.
+//! - [`scene`] is what most tests of the agent begin with.
 //! - [`labd`] is the actor: a small process that does one socket operation at a time, on command, and
 //!   answers with the errno that it got.
 
 pub mod lab;
 pub mod labd;
+pub mod scene;
