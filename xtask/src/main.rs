@@ -2,6 +2,7 @@
 //!
 //! `ci` is exactly what CI runs. Nothing here imports the crates it builds and checks.
 
+mod bench;
 mod ci;
 mod deb;
 mod fuzz;
@@ -47,6 +48,17 @@ enum Task {
         seconds: u32,
         /// Which targets; all if none is named
         targets: Vec<String>,
+    },
+    /// Measure what it costs, and compare with what is promised; as root
+    Bench {
+        /// A sanity run: too short for numbers to be published
+        #[arg(long)]
+        quick: bool,
+        /// Fail if a number misses its target
+        #[arg(long)]
+        check: bool,
+        /// Which parts: programs, traffic, policy, memory; all if none is named
+        parts: Vec<String>,
     },
     /// Check what neither the compiler nor clippy can: who may import whom, long files, loose ends
     Tidy,
@@ -100,6 +112,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Setup { scope } => setup::run(&workspace, scope),
         Task::Test { scope } => test::run(&workspace, scope),
         Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
+        Task::Bench { quick, check, parts } => bench::run(&workspace, quick, check, &parts),
         Task::Tidy => tidy::run(&workspace),
         Task::Licences => licences::run(&workspace),
         Task::Deb => deb::run(&workspace),

@@ -7,6 +7,7 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use agent_common::{
@@ -86,6 +87,15 @@ pub struct Identities {
 pub struct Prepared {
     /// The epoch that will use it.
     pub epoch: Epoch,
+}
+
+/// The runs of one program since it was loaded, as far as they were counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// How many.
+    pub count: u64,
+    /// How long all of them took.
+    pub time: Duration,
 }
 
 /// Why the kernel side could not be set up or changed.
@@ -529,6 +539,18 @@ impl Datapath {
         let failed = |source| DatapathError::Program { verb: "run", program: name, source };
         let run = sys::test_run(self.program(name)?, frame, 0, repeat).map_err(|e| failed(Box::new(e)))?;
         Ok((run.code, run.duration_ns))
+    }
+
+    /// Returns how often and how long a program ran while the kernel kept statistics about programs.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn runs(&self, name: &'static str) -> Result<Runs, DatapathError> {
+        let failed = |source| DatapathError::Program { verb: "ask about", program: name, source };
+        let program = self.ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
+        let info = program.info().map_err(|e| failed(Box::new(e)))?;
+        Ok(Runs { count: info.run_count(), time: info.run_time() })
     }
 
     fn take_ring(&mut self, name: &str) -> Option<Ring> {

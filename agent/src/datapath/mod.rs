@@ -9,7 +9,7 @@ pub mod ring;
 mod sys;
 mod table;
 
-pub use kernel::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, Prepared};
+pub use kernel::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, Prepared, Runs};
 pub use pins::{Pins, PinsError};
 pub use sys::{MapKind, TestRun, test_run};
 pub use table::{Table, TableError};

@@ -106,14 +106,16 @@ pub fn magic() -> Vec<u8> {
     format!("<eastwall lab {} {n} {now:x}>", std::process::id()).into_bytes()
 }
 
-/// Finds a binary of this workspace: beside the test, or where `EASTWALL_BIN_DIR` points.
+/// Finds a binary of this workspace: beside the running program, or where `EASTWALL_BIN_DIR` points.
 fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let dir = match std::env::var_os("EASTWALL_BIN_DIR") {
         Some(dir) => PathBuf::from(dir),
         None => {
-            let test = std::env::current_exe().context("find the running test")?;
+            let ours = std::env::current_exe().context("find the running program")?;
+            let beside = ours.parent().context("find the target directory")?;
             // Tests are in `deps`, binaries one directory above.
-            test.parent().and_then(|deps| deps.parent()).context("find the target directory")?.to_owned()
+            let above = beside.ends_with("deps").then(|| beside.parent()).flatten();
+            above.unwrap_or(beside).to_owned()
         }
     };
     let path = dir.join(name);

@@ -1,0 +1,101 @@
+//! What a request, a connection, a packet and a byte cost with the programs attached, against the same
+//! processes and sockets without them.
+
+use super::{
+    Effort,
+    load::Kind,
+    place::Place,
+    report::{Report, Row, Target},
+    sample::Spread,
+    worker::{Pair, Slice},
+};
+
+/// A pattern, what a unit of it is called, and what was promised for its cost.
+struct Case {
+    kind: Kind,
+    name: &'static str,
+    target: Option<Target>,
+}
+
+/// Bulk is promised as throughput, the inverse of cost; see [`add`].
+const CASES: &[Case] = &[
+    Case { kind: Kind::TcpRr, name: "TCP request-response", target: Some(Target::AtMost(1.03)) },
+    Case { kind: Kind::TcpCrr, name: "TCP connect-request-close", target: Some(Target::AtMost(1.04)) },
+    Case { kind: Kind::UdpRr, name: "UDP request-response", target: Some(Target::AtMost(1.03)) },
+    Case { kind: Kind::UdpSmall, name: "UDP small packets", target: Some(Target::AtMost(1.09)) },
+    Case { kind: Kind::UdpSmallOpen, name: "UDP small packets, no socket connected", target: None },
+    Case { kind: Kind::TcpBulk, name: "TCP bulk", target: Some(Target::AtLeast(0.98)) },
+];
+
+/// Client and server share a CPU: one of them waits while the other works, so nothing is lost, and the
+/// cost of waking another CPU, which differs from run to run and dwarfs a program, is not in the sums.
+const CPUS: [usize; 2] = [0, 0];
+
+/// Measures every pattern in turns: all of them detached, all of them attached, and again.
+pub fn measure(place: &mut Place<'_>, effort: Effort, report: &mut Report) -> anyhow::Result<()> {
+    let rounds = effort.pick(6, 40);
+    let slice_ms = effort.pick(100, 250);
+    place.attach()?;
+    let mut pairs = Vec::new();
+    for case in CASES {
+        pairs.push(Pair::start(case.kind, place.ends(), CPUS)?);
+    }
+    // The first slices fill caches, and the ports of closed connections: connecting finds its steady
+    // state when every port has been used once.
+    for (case, pair) in CASES.iter().zip(&mut pairs) {
+        pair.slice(if case.kind == Kind::TcpCrr { effort.pick(1_000, 4_000) } else { slice_ms })?;
+    }
+    let mut turns: Vec<Turns> = CASES.iter().map(|_| Turns::default()).collect();
+    for round in 0..rounds {
+        // Each round begins with what the last one ended with: fewer changes, and no side is always first.
+        for attached in [round % 2 == 0, round % 2 != 0] {
+            if attached {
+                place.attach()?
+            } else {
+                place.detach()?
+            }
+            for (pair, turns) in pairs.iter_mut().zip(&mut turns) {
+                turns.of(attached).push(pair.slice(slice_ms)?);
+            }
+        }
+    }
+    CASES.iter().zip(&turns).for_each(|(case, turns)| add(case, turns, report));
+    Ok(())
+}
+
+/// The slices of one pattern, by round.
+#[derive(Default)]
+struct Turns {
+    attached: Vec<Slice>,
+    detached: Vec<Slice>,
+}
+
+impl Turns {
+    fn of(&mut self, attached: bool) -> &mut Vec<Slice> {
+        if attached { &mut self.attached } else { &mut self.detached }
+    }
+}
+
+fn add(case: &Case, turns: &Turns, report: &mut Report) {
+    let ratio = |with: &Slice, without: &Slice| {
+        let cost = with.cost() / without.cost();
+        if case.kind == Kind::TcpBulk { 1.0 / cost } else { cost }
+    };
+    let ratios = Spread::of(turns.attached.iter().zip(&turns.detached).map(|(with, without)| ratio(with, without)));
+    let us = |slices: &[Slice]| Spread::of(slices.iter().map(Slice::cost)).median / 1000.0;
+    let rate = |slices: &[Slice]| Spread::of(slices.iter().map(|s| s.units / s.wall_ns * 1e9)).median;
+    let unit = if case.kind == Kind::TcpBulk { "MiB" } else { "unit" };
+    let note = format!(
+        "CPU {:.3} -> {:.3} us/{unit}, {:.0} -> {:.0}/s",
+        us(&turns.detached),
+        us(&turns.attached),
+        rate(&turns.detached),
+        rate(&turns.attached),
+    );
+    let name = if case.kind == Kind::TcpBulk { "bytes per CPU time" } else { "CPU time" };
+    let row = Row::new(format!("{}: {name}", case.name), ratios, "x").note(note);
+    report.add(match case.target {
+        Some(target) => row.target(target),
+        None => row,
+    });
+}
