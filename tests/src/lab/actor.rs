@@ -1,7 +1,7 @@
 //! The test's end of an actor.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
@@ -17,7 +17,7 @@ use rustix::{
 };
 
 use super::{
-    Cgroup, Command, Family, Kind, Message, NetNs, Process, Program, Reply,
+    Cgroup, Command, Family, Kind, Message, NetNs, Process, Program, Reply, UringOperation,
     wire::{receive, send},
 };
 
@@ -152,6 +152,42 @@ impl Actor {
         self.call(&Command::Connect { socket: socket.0, addr, timeout_ms }).map(done)
     }
 
+    /// Ends the association of a socket with its peer.
+    ///
+    /// # Errors
+    ///
+    /// Of connect(2).
+    pub fn disconnect(&self, socket: Socket) -> Result<(), Errno> {
+        self.call(&Command::Disconnect { socket: socket.0 }).map(done)
+    }
+
+    /// Sets an option of a socket that is a number.
+    ///
+    /// # Errors
+    ///
+    /// Of setsockopt(2).
+    pub fn set_option(&self, socket: Socket, level: i32, name: i32, value: i32) -> Result<(), Errno> {
+        self.call(&Command::SetOption { socket: socket.0, level, name, value }).map(done)
+    }
+
+    /// Listens on a socket that is bound, or takes a port by that.
+    ///
+    /// # Errors
+    ///
+    /// Of listen(2).
+    pub fn listen(&self, socket: Socket) -> Result<(), Errno> {
+        self.call(&Command::Listen { socket: socket.0 }).map(done)
+    }
+
+    /// Accepts a connection that is there already.
+    ///
+    /// # Errors
+    ///
+    /// Of accept(2); EAGAIN if there is none.
+    pub fn accept_now(&self, listener: Socket) -> Result<Socket, Errno> {
+        self.call(&Command::Accept { socket: listener.0, timeout_ms: 1 }).map(socket)
+    }
+
     /// Accepts a connection.
     ///
     /// # Errors
@@ -186,6 +222,34 @@ impl Actor {
     /// Of sendmmsg(2), if not even the first was sent.
     pub fn send_many(&self, socket: Socket, messages: Vec<(SocketAddr, Vec<u8>)>) -> Result<usize, Errno> {
         self.call(&Command::SendMany { socket: socket.0, messages }).map(count)
+    }
+
+    /// Sends to an IPv4 address whose family says AF_UNSPEC.
+    ///
+    /// # Errors
+    ///
+    /// Of sendto(2).
+    pub fn send_unspec(&self, socket: Socket, to: SocketAddrV4, data: &[u8]) -> Result<usize, Errno> {
+        self.call(&Command::SendUnspec { socket: socket.0, to, data: data.to_vec() }).map(count)
+    }
+
+    /// Connects by TCP Fast Open and sends.
+    ///
+    /// # Errors
+    ///
+    /// Of sendto(2); ETIMEDOUT if there was no answer in `timeout`.
+    pub fn send_fast(&self, socket: Socket, to: SocketAddr, data: &[u8], timeout: Duration) -> Result<usize, Errno> {
+        let timeout_ms = millis(timeout);
+        self.call(&Command::SendFast { socket: socket.0, to, data: data.to_vec(), timeout_ms }).map(count)
+    }
+
+    /// Does an operation by io_uring.
+    ///
+    /// # Errors
+    ///
+    /// Of its completion.
+    pub fn uring(&self, socket: Socket, operation: UringOperation, by_kernel_thread: bool) -> Result<usize, Errno> {
+        self.call(&Command::Uring { socket: socket.0, operation, by_kernel_thread }).map(count)
     }
 
     /// Waits for `wanted` messages; gives fewer if they do not come, or the stream ends.

@@ -46,7 +46,7 @@ pub use require::{Need, require_or_skip};
 pub use rustix::io::Errno;
 pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};
-pub use wire::{Command, Family, Kind, Message, Reply};
+pub use wire::{Command, Family, Kind, Message, Reply, UringOperation};
 pub use witness::Witness;
 
 /// A laboratory of one test: a cgroup of its own, and the actor to put into places.

@@ -1,6 +1,7 @@
 //! Three workloads under the kernel programs, and a policy in a line: what the tests of hooks begin with.
 
 use std::{
+    cell::{Cell, RefCell, RefMut},
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -47,12 +48,11 @@ pub struct Scene {
     pub db: Party,
     /// Somebody else.
     pub other: Party,
-    /// The kernel programs. Outlives the actors, so that nothing of a test is ever unguarded.
-    pub guard: Guard,
+    /// Outlives the actors, so that nothing of a test is ever unguarded.
+    guard: RefCell<Guard>,
     /// How they are joined.
     pub place: Place,
-    /// Mode of all three.
-    pub mode: &'static str,
+    mode: Cell<&'static str>,
     /// Whether connect and sendmsg refuse as well.
     pub fast_refusal: bool,
     lab: Lab,
@@ -137,7 +137,8 @@ impl Scene {
         };
         let (web, db, other) = (party("web", &here, a), party("db", &there, b), party("other", &here, a));
         let fast_refusal = options.fast_refusal;
-        let mut scene = Self { web, db, other, guard, place, mode: "enforce", fast_refusal, lab };
+        let (guard, mode) = (RefCell::new(guard), Cell::new("enforce"));
+        let scene = Self { web, db, other, guard, place, mode, fast_refusal, lab };
         scene.allow(&[]);
         Some(scene)
     }
@@ -146,6 +147,20 @@ impl Scene {
     #[must_use]
     pub fn lab(&self) -> &Lab {
         &self.lab
+    }
+
+    /// The kernel programs. One look at a time.
+    ///
+    /// # Panics
+    ///
+    /// If it is being looked at.
+    pub fn guard(&self) -> RefMut<'_, Guard> {
+        self.guard.borrow_mut()
+    }
+
+    /// Sets the mode of all three, for policies to come.
+    pub fn mode(&self, mode: &'static str) {
+        self.mode.set(mode);
     }
 
     /// Allows what the edges say and nothing else, from the moment this returns.
@@ -157,9 +172,8 @@ impl Scene {
     /// # Panics
     ///
     /// If an edge is none.
-    pub fn allow(&mut self, edges: &[&str]) -> Epoch {
-        let text = self.policy(edges);
-        self.guard.apply(&text)
+    pub fn allow(&self, edges: &[&str]) -> Epoch {
+        self.guard().apply(&self.policy(edges))
     }
 
     /// The text of a policy with these edges.
@@ -172,7 +186,7 @@ impl Scene {
         let mut text = format!(
             "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: {{ name: lab }}\nspec:\n  trustDomain: \
              {TRUST_DOMAIN}\n  defaults: {{ mode: {} }}\n  workloads:\n",
-            self.mode
+            self.mode.get()
         );
         let mut line = |line: String| {
             // Writing to a String cannot fail.
@@ -227,10 +241,10 @@ impl Scene {
     /// # Panics
     ///
     /// If the books do not balance.
-    pub fn denials(&mut self) -> Denials {
+    pub fn denials(&self) -> Denials {
         // The marks of a witness come by behind everything that was sent before.
         let _ = self.watch(&magic()).arrived();
-        self.guard.denials()
+        self.guard().denials()
     }
 
     /// The hook that says no first, if one of connect and sendmsg can.
@@ -241,18 +255,18 @@ impl Scene {
 }
 
 /// Runs a test in every place, with and without the fast refusal, for IPv4 and IPv6.
-pub fn everywhere(test: impl Fn(&mut Scene, Family)) {
+pub fn everywhere(test: impl Fn(&Scene, Family)) {
     for (place, fast_refusal) in
         [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true), (Place::Veth, false)]
     {
-        let Some(mut scene) = Scene::open(place, fast_refusal) else { return };
+        let Some(scene) = Scene::open(place, fast_refusal) else { return };
         for family in [Family::V4, Family::V6] {
             // The harness shows this if the test fails.
             eprintln!("{place:?}, fast refusal {fast_refusal}, {family:?}");
-            scene.mode = "enforce";
+            scene.mode("enforce");
             scene.allow(&[]);
             let _ = scene.denials();
-            test(&mut scene, family);
+            test(&scene, family);
         }
     }
 }

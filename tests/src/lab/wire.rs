@@ -6,7 +6,7 @@
 use std::{
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
@@ -139,6 +139,49 @@ pub enum Command {
         /// The socket.
         socket: u32,
     },
+    /// setsockopt(2) with a number, such as `UDP_SEGMENT`.
+    SetOption {
+        /// The socket.
+        socket: u32,
+        /// `SOL_SOCKET` or a protocol.
+        level: i32,
+        /// The option.
+        name: i32,
+        /// The value.
+        value: i32,
+    },
+    /// sendto(2) with an IPv4 address whose family says AF_UNSPEC.
+    SendUnspec {
+        /// The socket.
+        socket: u32,
+        /// The peer.
+        to: SocketAddrV4,
+        /// The payload.
+        data: Vec<u8>,
+    },
+    /// sendto(2) with `MSG_FASTOPEN`: connects by TCP, with the payload in the first segment if there is a
+    /// cookie. ETIMEDOUT when time runs out.
+    SendFast {
+        /// The socket.
+        socket: u32,
+        /// The peer.
+        to: SocketAddr,
+        /// The payload.
+        data: Vec<u8>,
+        /// How long to wait.
+        timeout_ms: u64,
+    },
+    /// One operation of io_uring; its completion gives the count or the errno.
+    Uring {
+        /// The socket.
+        socket: u32,
+        /// What to do.
+        operation: UringOperation,
+        /// Whether a thread of the kernel takes the submission (`IORING_SETUP_SQPOLL`).
+        by_kernel_thread: bool,
+    },
+    /// unshare(2) of the cgroup namespace.
+    UnshareCgroupNs,
     /// Takes the descriptor that comes along as a socket.
     TakeFd,
     /// Runs a kernel program that was taken on frames, here: in this cgroup and network namespace.
@@ -149,6 +192,32 @@ pub enum Command {
         ifindex: u32,
         /// From the Ethernet header on.
         frames: Vec<Vec<u8>>,
+    },
+}
+
+/// What io_uring is asked for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum UringOperation {
+    /// `IORING_OP_CONNECT`. Does not wait for the peer to answer for longer than the time given.
+    Connect {
+        /// The peer.
+        to: SocketAddr,
+        /// How long to wait.
+        timeout_ms: u64,
+    },
+    /// `IORING_OP_SENDMSG` with an address.
+    SendMsg {
+        /// The peer.
+        to: SocketAddr,
+        /// The payload.
+        data: Vec<u8>,
+    },
+    /// `IORING_OP_SEND_ZC` with an address.
+    SendZc {
+        /// The peer.
+        to: SocketAddr,
+        /// The payload.
+        data: Vec<u8>,
     },
 }
 

@@ -3,7 +3,9 @@
 //! It has no opinion. Whether an errno is right is for the test to say.
 
 mod icmp;
+mod odd;
 mod sockets;
+mod uring;
 
 use std::{io::Write as _, os::fd::OwnedFd};
 

@@ -16,10 +16,10 @@ use rustix::{
         SocketType,
         sockopt::{Timeout, set_socket_timeout},
     },
-    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use super::icmp;
+use super::{icmp, odd, uring};
 use crate::lab::{Command, Family, Kind, Message, Reply, packet};
 
 /// Longest message that is received whole.
@@ -68,7 +68,7 @@ impl Sockets {
                 fs::write(cgroup.join("cgroup.procs"), pid).map(|()| Reply::Done).map_err(|e| errno(&e))?
             }
             Command::MakeCgroup { cgroup } => fs::create_dir(cgroup).map(|()| Reply::Done).map_err(|e| errno(&e))?,
-            Command::UnshareNetNs => unshare_netns().map(|()| Reply::Done)?,
+            Command::UnshareNetNs => odd::unshare_net().map(|()| Reply::Done)?,
             Command::EnterNetNs => {
                 let netns = descriptor.ok_or(Errno::BADF)?;
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).map(|()| Reply::Done)?
@@ -77,6 +77,17 @@ impl Sockets {
                 let copy = self.get(*socket)?.try_clone_to_owned().map_err(|e| errno(&e))?;
                 return Ok((Reply::Done, Some(copy)));
             }
+            Command::SetOption { socket, level, name, value } => {
+                odd::set_option(self.get(*socket)?, *level, *name, *value).map(|()| Reply::Done)?
+            }
+            Command::SendUnspec { socket, to, data } => Reply::Count(odd::send_unspec(self.get(*socket)?, *to, data)?),
+            Command::SendFast { socket, to, data, timeout_ms } => {
+                Reply::Count(send_fast(self.get(*socket)?, *to, data, *timeout_ms)?)
+            }
+            Command::Uring { socket, operation, by_kernel_thread } => {
+                Reply::Count(uring::act(self.get(*socket)?, operation, *by_kernel_thread)?)
+            }
+            Command::UnshareCgroupNs => odd::unshare_cgroup().map(|()| Reply::Done)?,
             Command::TakeFd => self.keep(descriptor.ok_or(Errno::BADF)?),
             Command::TestRun { program, ifindex, frames } => {
                 let program = self.get(*program)?;
@@ -164,6 +175,17 @@ fn connect(socket: BorrowedFd<'_>, addr: SocketAddr, timeout_ms: u64) -> Result<
     connected
 }
 
+fn send_fast(socket: BorrowedFd<'_>, to: SocketAddr, data: &[u8], timeout_ms: u64) -> Result<usize, Errno> {
+    wait_at_most(socket, Timeout::Send, timeout_ms)?;
+    let flags = SendFlags::NOSIGNAL | SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
+    let sent = match net::sendto(socket, data, flags, &to) {
+        Err(Errno::INPROGRESS) => Err(Errno::TIMEDOUT),
+        other => other,
+    };
+    wait_at_most(socket, Timeout::Send, 0)?;
+    sent
+}
+
 fn send_many(socket: BorrowedFd<'_>, messages: &[(SocketAddr, Vec<u8>)]) -> Result<usize, Errno> {
     let peers: Vec<SocketAddrAny> = messages.iter().map(|(to, _)| (*to).into()).collect();
     let slices: Vec<[IoSlice<'_>; 1]> = messages.iter().map(|(_, data)| [IoSlice::new(data)]).collect();
@@ -189,12 +211,6 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> i32 {
 fn wait_at_most(socket: BorrowedFd<'_>, side: Timeout, timeout_ms: u64) -> Result<(), Errno> {
     let timeout = (timeout_ms != 0).then(|| Duration::from_millis(timeout_ms));
     set_socket_timeout(socket, side, timeout)
-}
-
-#[expect(unsafe_code, reason = "unshare(2) is unsafe where it splits descriptors, which it does not here")]
-fn unshare_netns() -> Result<(), Errno> {
-    // SAFETY: only the network namespace is left; descriptors stay shared. This process has one thread.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
 fn errno(error: &io::Error) -> Errno {
