@@ -31,13 +31,16 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct AgentOptions {
     /// The connect and sendmsg hooks, which refuse with EPERM. Without them only the boundary holds.
     pub fast_refusal: bool,
+    /// The most capabilities that the agent may have, as setpriv(1) takes them: `+bpf,+net_admin`. None
+    /// leaves it all that root has.
+    pub capabilities: Option<String>,
     /// More keys of the configuration.
     pub more: Map<String, Value>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { fast_refusal: true, more: Map::new() }
+        Self { fast_refusal: true, capabilities: None, more: Map::new() }
     }
 }
 
@@ -50,6 +53,7 @@ pub struct Agent {
     binary: PathBuf,
     mounts: Namespace,
     dir: TempDir,
+    capabilities: Option<String>,
     process: Option<Child>,
 }
 
@@ -75,7 +79,8 @@ impl Agent {
         let mounts = Namespace::mount(|| {
             mount("bpf", &bpf, "bpf", MountFlags::empty(), Some(c"mode=700")).context("mount a bpffs")
         })?;
-        let agent = Self { binary: binary("eastwall")?, mounts, dir, process: None };
+        let capabilities = options.capabilities.clone();
+        let agent = Self { binary: binary("eastwall")?, mounts, dir, capabilities, process: None };
         fs::write(agent.policy_file(), policy)?;
         let mut config = options.more.clone();
         for (key, value) in [
@@ -104,7 +109,16 @@ impl Agent {
         // A socket that a killed agent left is no sign of life.
         let _ = fs::remove_file(self.control_socket());
         let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("open a log");
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.capabilities {
+            None => Command::new(&self.binary),
+            // It becomes the agent, with the same process id.
+            Some(most) => {
+                let mut command = Command::new("setpriv");
+                command.args(["--no-new-privs", "--inh-caps=-all", &format!("--bounding-set=-all,{most}")]);
+                command.arg(&self.binary);
+                command
+            }
+        };
         command.arg("agent").arg("--config").arg(self.path("agent.yaml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share a log")).stderr(log);
         let child = self.mounts.run(|| command.spawn()).expect("start the agent");
@@ -119,7 +133,7 @@ impl Agent {
     /// If the agent refuses it.
     pub fn apply(&self, policy: &str) {
         let output = self.try_apply(policy);
-        assert!(output.status.success(), "apply a policy: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "apply a policy: {output:?}\n{}", self.log());
     }
 
     /// Asks the agent to take another policy, and returns what the command line said.

@@ -14,8 +14,8 @@ use anyhow::{Result, bail};
 
 use crate::{Scope, workspace::Workspace};
 
-/// Debian packages that the kernel tests start programs of: namespaces and links.
-const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2"];
+/// Debian packages that the kernel tests start programs of: `ip` and `setpriv`.
+const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2", "util-linux"];
 
 /// Debian packages that the fuzz targets need: libFuzzer is C++ and is compiled with them.
 const FUZZ_PACKAGES: &[&str] = &["g++"];
