@@ -40,6 +40,14 @@ pub struct Actor {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Socket(u32);
 
+impl Socket {
+    /// Its number in a [`Command`].
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 impl Actor {
     pub(super) fn start(labd: &Path, cgroup: &Cgroup, netns: &NetNs) -> anyhow::Result<Self> {
         let (control, theirs) =
@@ -185,7 +193,7 @@ impl Actor {
     ///
     /// Of accept(2); EAGAIN if there is none.
     pub fn accept_now(&self, listener: Socket) -> Result<Socket, Errno> {
-        self.call(&Command::Accept { socket: listener.0, timeout_ms: 1 }).map(socket)
+        self.call(&Command::Accept { socket: listener.0, timeout_ms: 0 }).map(socket)
     }
 
     /// Accepts a connection.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         self, AddressFamily, MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrAny, SocketFlags,
@@ -40,7 +41,7 @@ impl Sockets {
             Command::Listen { socket } => net::listen(self.get(*socket)?, 128).map(|()| Reply::Done)?,
             Command::Accept { socket, timeout_ms } => {
                 let listener = self.get(*socket)?;
-                wait_at_most(listener, Timeout::Recv, *timeout_ms)?;
+                wait_for_input(listener, *timeout_ms)?;
                 let accepted = net::accept_with(listener, SocketFlags::CLOEXEC)?;
                 self.keep(accepted)
             }
@@ -204,6 +205,15 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> i32 {
     match eastwall::datapath::test_run(program, frame, ifindex, 1) {
         Ok(run) => i32::try_from(run.code).unwrap_or(i32::MAX),
         Err(e) => -errno(&e).raw_os_error(),
+    }
+}
+
+/// EAGAIN when time runs out. The listener of MPTCP knows no timeout of its own.
+fn wait_for_input(socket: BorrowedFd<'_>, timeout_ms: u64) -> Result<(), Errno> {
+    let timeout = Timespec::try_from(Duration::from_millis(timeout_ms)).map_err(|_| Errno::INVAL)?;
+    match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout))? {
+        0 => Err(Errno::AGAIN),
+        _ => Ok(()),
     }
 }
 
