@@ -12,7 +12,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
-    core::{Core, override_data},
+    core::{Core, identities, override_data},
     in_force::{Candidate, Refusal},
     overrides::InvalidOverride,
 };
@@ -22,6 +22,7 @@ use crate::{
         access::{self, Caller},
         wire::{Applied, EdgeRow, Endpoint, Override, Reply, Request, Status},
     },
+    datapath::DatapathError,
     events::{
         escape::{PATH_CHARS_MAX, escape},
         record::PolicyChange,
@@ -67,6 +68,7 @@ impl Core {
                 Some(Refusal::Tests(_)) => code::NO,
                 Some(_) => code::INVALID,
                 None if e.is::<InvalidOverride>() => code::USAGE,
+                None if is_too_large(&e) => code::INVALID,
                 None => code::PARTLY,
             };
             Reply::Refused { message: format!("{e:#}"), code }
@@ -77,8 +79,9 @@ impl Core {
         let candidate = Candidate::read(files, self.config.trust_domain.as_deref())?;
         candidate.test(clock::unix_seconds())?;
         // Compiled and resolved before the directory is touched, so that a refusal leaves it as it is.
-        candidate.compile(&self.overrides.rules(), clock::boot_to_unix())?;
-        candidate.resolver(&self.host)?;
+        let state = candidate.compile(&self.overrides.rules(), clock::boot_to_unix())?;
+        let labels = self.roster.labels(&candidate.resolver(&self.host)?);
+        self.datapath.check_capacity(&state, &identities(&labels))?;
         let files = self.store.install(&self.config, &candidate.files)?;
         self.apply(Candidate { files, ..candidate })
     }
@@ -239,6 +242,11 @@ impl Core {
         .map(|(name, n)| (name.to_owned(), n))
         .into())
     }
+}
+
+/// Says whether a policy did not fit: its size is wrong, not an operation.
+pub(super) fn is_too_large(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(DatapathError::Capacity { .. })))
 }
 
 /// A path that a workload may have chosen, harmless.

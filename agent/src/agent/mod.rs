@@ -107,11 +107,13 @@ pub fn run(config: Config) -> Result<()> {
         started_ns: now,
         applied_ns: now,
         adopted,
-        problems: problem.map(|p| ("policy", p)).into_iter().collect(),
+        problems: Default::default(),
         wall_offset: 0,
         config,
     };
-    core.start(candidate)?;
+    let problem = core.start(candidate)?.or(problem);
+    // After the start: it puts a good policy in force, which is not the one that people wrote.
+    core.problems.extend(problem.map(|p| ("policy", p)));
     core.lifecycle(Phase::Started {
         adopted,
         previous_boot_last_sequence: opened.previous_boot_last_sequence,
@@ -141,26 +143,38 @@ fn serve(mut core: Core, shared: Arc<Shared>, node: Node, writer: sinks::WriterH
         notify("READY=1");
         info!(socket = %config.control_socket.display(), "ready");
         let serving = server::serve(listener, outside.clone(), pipeline, access);
-        tokio::select! {
+        let ended = tokio::select! {
             () = serving => Err(anyhow!("the control server ended")),
             result = signals(&outside, &writer) => result,
-        }
+        };
+        // Only what was made above: if something else is in the way, it is not ours to remove.
+        let _ = fs::remove_file(&config.control_socket);
+        ended
     });
     notify("STOPPING=1");
     let _ = outside.send(Input::Stop);
     let ended = reconcile.join().map_err(|_| anyhow!("the reconcile thread panicked; the kernel goes on as it is"))?;
     writer.stop();
-    let _ = fs::remove_file(&config.control_socket);
     served.and(ended)
 }
 
 impl Core {
     /// The first policy of this agent: fill, flip, and only then attach, so that no packet is judged
-    /// without a policy. Over an adopted kernel side it is an ordinary swap.
-    fn start(&mut self, candidate: Candidate) -> Result<()> {
-        let name = candidate.policy.name.clone();
+    /// without a policy. Over an adopted kernel side it is an ordinary swap. Returns what is wrong with
+    /// the directory's policy, if the last complete one had to take its place.
+    fn start(&mut self, candidate: Candidate) -> Result<Option<String>> {
+        let (name, files) = (candidate.policy.name.clone(), candidate.files.clone());
+        let mut problem = None;
         if let Err(e) = self.apply(candidate) {
-            return Err(e.context(format!("apply the policy `{name}`")));
+            let e = e.context(format!("apply the policy `{name}`"));
+            match self.store.last_complete(&self.config) {
+                Ok(Some(last)) if last.files != files => {
+                    self.apply(last)?;
+                    warn!("the last complete policy is used: {e:#}");
+                    problem = Some(format!("the last complete policy is in force: {e:#}"));
+                }
+                _ => return Err(e),
+            }
         }
         self.datapath.attach()?;
         // Cgroups made before the tracepoints were attached have no entry: look again, now that every
@@ -175,7 +189,7 @@ impl Core {
         self.labels = labels;
         self.install_names();
         self.cut();
-        Ok(())
+        Ok(problem)
     }
 }
 
@@ -200,6 +214,7 @@ fn first_policy(store: &mut Store, config: &Config) -> Result<(Candidate, Option
 pub fn is_policy_error(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<Refusal>()
+            || answer::is_too_large(error)
             || cause
                 .downcast_ref::<crate::sources::policy_dir::ReadPolicyError>()
                 .is_some_and(crate::sources::policy_dir::ReadPolicyError::is_content)

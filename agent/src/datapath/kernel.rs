@@ -558,7 +558,12 @@ impl Datapath {
         Some(Ring(RingBuf::try_from(map).ok()?))
     }
 
-    fn check_capacity(&self, state: &MapState, identities: &Identities) -> Result<(), DatapathError> {
+    /// Says whether a policy and its labels fit, without writing anything.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Capacity`].
+    pub fn check_capacity(&self, state: &MapState, identities: &Identities) -> Result<(), DatapathError> {
         let c = &self.config.capacity;
         for (what, needed, holds) in [
             ("edges", state.edges.len(), c.edges),
