@@ -190,6 +190,17 @@ impl Agent {
         }
     }
 
+    /// One line of `eastwall map stats`.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of that name.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> u64 {
+        let counters = document(&self.cli(&["map", "stats", "-o", "json"]));
+        counters.get(name).and_then(Value::as_u64).unwrap_or_else(|| panic!("no counter {name}: {counters:#}"))
+    }
+
     /// Runs a command that changes what is in force, and gives what the agent says it did.
     ///
     /// # Panics
@@ -212,4 +223,10 @@ pub fn document(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| {
         panic!("{e}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     })
+}
+
+/// How often a test repeats: `usual` times, or `long` times where `EASTWALL_LONG=1` asks for patience.
+#[must_use]
+pub fn repetitions(usual: usize, long: usize) -> usize {
+    if std::env::var_os("EASTWALL_LONG").is_some_and(|v| v == "1") { long } else { usual }
 }

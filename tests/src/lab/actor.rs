@@ -352,6 +352,14 @@ impl Actor {
     }
 }
 
+impl Socket {
+    /// The command of [`Actor::receive_for`], to begin and end it by hand.
+    #[must_use]
+    pub fn receive_command(self, wanted: usize, timeout: Duration) -> Command {
+        Command::Receive { socket: self.0, count: wanted, timeout_ms: millis(timeout) }
+    }
+}
+
 fn socket(reply: Reply) -> Socket {
     match reply {
         Reply::Socket(n) => Socket(n),

@@ -70,7 +70,12 @@ impl Agent {
         agent
     }
 
-    fn prepare(lab: &Lab, policy: &str, options: &AgentOptions) -> anyhow::Result<Self> {
+    /// Makes the place of an agent without starting it: [`Self::restart`] does.
+    ///
+    /// # Errors
+    ///
+    /// If its files and its bpffs cannot be made.
+    pub fn prepare(lab: &Lab, policy: &str, options: &AgentOptions) -> anyhow::Result<Self> {
         let dir = TempDir::with_prefix("eastwall-lab-")?;
         for name in ["bpf", "policy.d", "state"] {
             fs::create_dir(dir.path().join(name))?;
@@ -106,8 +111,37 @@ impl Agent {
     /// As [`Self::start`].
     pub fn restart(&mut self) {
         assert!(self.process.is_none(), "the agent runs already");
-        // A socket that a killed agent left is no sign of life.
-        let _ = fs::remove_file(self.control_socket());
+        let mut command = self.command();
+        let child = self.mounts.run(|| command.spawn()).expect("start the agent");
+        self.process = Some(child);
+        // A socket that a killed agent left answers nobody, so it is no sign of life.
+        self.wait("the agent is ready", |agent| UnixStream::connect(agent.control_socket()).is_ok());
+    }
+
+    /// Starts the agent where it must refuse to run, and returns its exit code and what it said.
+    ///
+    /// # Panics
+    ///
+    /// If it runs after all.
+    #[must_use]
+    pub fn refuses_to_start(&mut self) -> (Option<i32>, String) {
+        assert!(self.process.is_none(), "the agent runs already");
+        let mut command = self.command();
+        self.process = Some(self.mounts.run(|| command.spawn()).expect("start the agent"));
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let exit = self.process.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if let Some(exit) = exit {
+                self.process = None;
+                return (exit.code(), self.log());
+            }
+            let ready = UnixStream::connect(self.control_socket()).is_ok();
+            assert!(!ready && Instant::now() < end, "the agent runs\n{}", self.log());
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("open a log");
         let mut command = match &self.capabilities {
             None => Command::new(&self.binary),
@@ -121,9 +155,7 @@ impl Agent {
         };
         command.arg("agent").arg("--config").arg(self.path("agent.yaml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share a log")).stderr(log);
-        let child = self.mounts.run(|| command.spawn()).expect("start the agent");
-        self.process = Some(child);
-        self.wait("the agent is ready", |agent| UnixStream::connect(agent.control_socket()).is_ok());
+        command
     }
 
     /// Replaces the policy and returns when the agent has acknowledged it.
@@ -264,7 +296,15 @@ impl Agent {
         self.dir.path().join(name)
     }
 
-    fn policy_file(&self) -> PathBuf {
+    /// The program itself, which is the command line too.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// The policy document of this agent. One that is replaced by renaming is never read half.
+    #[must_use]
+    pub fn policy_file(&self) -> PathBuf {
         self.path("policy.d").join("lab.yaml")
     }
 }

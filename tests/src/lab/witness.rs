@@ -3,6 +3,7 @@
 use std::{
     net::UdpSocket,
     os::fd::{AsFd as _, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use super::{NetNs, magic, packet};
 const BUFFER_BYTES: usize = 64 << 20;
 
 /// How long a packet may take that is already under way.
-const UNDERWAY_MAX: Duration = Duration::from_secs(5);
+const UNDERWAY_MAX: Duration = Duration::from_secs(20);
 
 /// Counts the packets in a network namespace that carry certain bytes.
 ///
@@ -66,6 +67,19 @@ impl<'a> Witness<'a> {
     pub fn left(&mut self) -> u64 {
         self.settle();
         self.left
+    }
+
+    /// Goes on reading until told to stop: what waits unread for too long is lost, and then there is no
+    /// count.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::arrived`].
+    pub fn watch(&mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            self.settle();
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Sends a mark along on every CPU, and reads until each has come by. Packets wait in one queue per

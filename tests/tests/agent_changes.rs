@@ -1,0 +1,167 @@
+//! Changes of what is in force: they act on open connections, and a bad one changes nothing.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use eastwall::control::{
+    client,
+    wire::{Reply, Request},
+};
+use tests::{
+    lab::{Actor, AgentOptions, Errno, Reply as Done, Socket},
+    scene::{LONG, LOOPBACK, PORT, Scene},
+};
+
+const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
+/// Nothing for `web`; a policy without any rule is not valid.
+const CLOSED: &str = "[{ from: db, to: other, ports: [tcp/1] }]";
+/// Slowest end of a connection that lost its rule, in 99 of 100 rounds.
+const CUT_MAX: Duration = Duration::from_secs(1);
+
+/// Whether the receive that an actor waits in ended with the connection.
+fn ended(actor: &Actor) -> bool {
+    match actor.end() {
+        Err(_) => true,
+        Ok(Done::Messages(messages)) => messages.iter().any(|m| m.data.is_empty()),
+        Ok(other) => panic!("a receive gives messages: {other:?}"),
+    }
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() * percent).div_ceil(100).saturating_sub(1)]
+}
+
+#[test]
+fn a_revocation_ends_the_open_connection_at_both_ends_and_its_undoing_restores_the_flow() {
+    const ROUNDS: usize = 50;
+    let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let addr = LOOPBACK[round % 2];
+        let connection = scene.connection(addr);
+        scene.talk(&connection);
+        // Each end waits for a byte that never comes.
+        let wait = |socket: Socket| socket.receive_command(1, LONG);
+        scene.web.begin(&wait(connection.caller), None);
+        scene.db.begin(&wait(connection.callee), None);
+        let start = Instant::now();
+        let applied = scene.agent.change(&["revoke", "web", "db", "--reason", "test"]);
+        assert!(ended(&scene.web), "the caller sees the end in round {round}");
+        assert!(ended(&scene.db), "the callee sees the end in round {round}");
+        times.push(start.elapsed());
+        assert!(applied.cut >= 1, "{applied:?}");
+        assert_eq!(scene.web.tcp_connect(connection.addr, LONG), Err(Errno::PERM), "a new flow in round {round}");
+        scene.agent.change(&["revoke", "--undo", applied.id.as_deref().unwrap()]);
+        scene.hang_up(connection);
+    }
+    scene.hang_up(scene.connection(LOOPBACK[0]));
+    times.sort();
+    let (p50, p99) = (percentile(&times, 50), percentile(&times, 99));
+    println!("revoke to the end at both ends, {ROUNDS} rounds: p50 {p50:?}, p99 {p99:?}, command line included");
+    assert!(p99 < CUT_MAX, "{p99:?}");
+    let status = scene.agent.balance();
+    assert_eq!((status.overrides, status.lost), (0, 0), "{status:#?}");
+    scene.agent.event("the cut", |e| e.pointer("/metadata/event_code").is_some_and(|c| c == "cut"));
+}
+
+#[test]
+fn an_override_survives_a_restart_of_the_agent() {
+    let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    scene.hang_up(scene.connection(LOOPBACK[0]));
+    let id = scene.agent.change(&["revoke", "web", "db", "--reason", "test"]).id.unwrap();
+    scene.agent.kill();
+    scene.agent.restart();
+    let (_listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
+    assert_eq!(scene.web.tcp_connect(addr, LONG), Err(Errno::PERM));
+    scene.agent.change(&["revoke", "--undo", &id]);
+    assert!(scene.web.tcp_connect(addr, LONG).is_ok());
+    scene.agent.balance();
+}
+
+#[test]
+fn break_glass_opens_a_flow_until_it_ends_by_itself_and_then_cuts_it() {
+    let Some(scene) = Scene::open(CLOSED, &AgentOptions::default()) else { return };
+    let (listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
+    assert_eq!(scene.web.tcp_connect(addr, LONG), Err(Errno::PERM));
+    let words = ["break-glass", "web", "db:tcp/5432", "--reason", "test", "--for", "3s", "--yes"];
+    scene.agent.change(&words);
+    let caller = scene.web.tcp_connect(addr, LONG).unwrap();
+    let callee = scene.db.accept(listener).unwrap();
+    scene.db.begin(&callee.receive_command(1, Duration::from_secs(20)), None);
+    scene.web.send(caller, b"x").unwrap();
+    assert!(matches!(scene.db.end(), Ok(Done::Messages(m)) if m.len() == 1));
+    scene.db.begin(&callee.receive_command(1, Duration::from_secs(20)), None);
+    assert!(ended(&scene.db), "the connection ends with the permission");
+    assert_eq!(scene.web.tcp_connect(addr, LONG), Err(Errno::PERM));
+    scene.agent.balance();
+}
+
+#[test]
+fn a_bad_policy_is_refused_whole_and_the_running_one_goes_on() {
+    let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let connection = scene.connection(LOOPBACK[0]);
+    let before = scene.agent.status();
+    let bad = [
+        ("an unknown field", scene.policy(CLOSED, "  nonsense: 1\n")),
+        ("an unknown name", scene.policy("[{ from: nobody, to: db, ports: [tcp/1] }]", "")),
+        ("no YAML", "spec: [".to_owned()),
+        ("nothing", String::new()),
+    ];
+    for (what, text) in bad {
+        let output = scene.agent.try_apply(&text);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{what}: {said}");
+        // The command line checks first; the agent trusts no command line.
+        let files = vec![("lab.yaml".to_owned(), text.clone())];
+        match client::ask(&scene.agent.control_socket(), &Request::Apply { files }).unwrap() {
+            Reply::Refused { code, .. } => assert_eq!(code, 3, "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    let tests = "  tests: [{ from: web, deny: [db:tcp/5432] }]\n";
+    let output = scene.agent.try_apply(&scene.policy(OPEN, tests));
+    assert_eq!(output.status.code(), Some(1), "tests that fail: {}", String::from_utf8_lossy(&output.stderr));
+    let after = scene.agent.status();
+    assert_eq!((&after.policy_hash, after.epoch), (&before.policy_hash, before.epoch));
+    assert!(scene.agent.policy_file().exists(), "a refusal leaves the directory as it is");
+    scene.talk(&connection);
+    scene.agent.apply(&scene.policy(CLOSED, ""));
+    assert!(scene.web.send(connection.caller, b"x").is_err(), "a good policy is taken, and cuts");
+    scene.agent.balance();
+}
+
+#[test]
+fn an_edit_of_the_policy_directory_is_picked_up_by_itself_and_a_bad_one_is_a_problem() {
+    let Some(mut scene) = Scene::open(CLOSED, &AgentOptions::default()) else { return };
+    let (_listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
+    assert_eq!(scene.web.tcp_connect(addr, LONG), Err(Errno::PERM));
+    let closed_hash = scene.agent.status().policy_hash;
+    let edit = |text: &str| {
+        let new = scene.agent.path("policy.d/.lab.yaml.new");
+        fs::write(&new, text).unwrap();
+        fs::rename(&new, scene.agent.policy_file()).unwrap();
+    };
+    let open = scene.policy(OPEN, "");
+    let start = Instant::now();
+    edit(&open);
+    scene.agent.wait("the edit is in force", |agent| agent.status().policy_hash != closed_hash);
+    println!("an edit of the directory is in force after {:?}", start.elapsed());
+    assert!(scene.web.tcp_connect(addr, LONG).is_ok());
+    let good = scene.agent.status();
+    fs::write(scene.agent.policy_file(), "spec: [").unwrap();
+    scene.agent.wait("the bad edit is a problem", |agent| !agent.status().problems.is_empty());
+    let status = scene.agent.status();
+    assert_eq!((status.policy_hash, status.epoch), (good.policy_hash, good.epoch));
+    assert!(scene.web.tcp_connect(addr, LONG).is_ok(), "the last complete policy stays in force");
+    // What is in force does not depend on the directory being good when the agent starts.
+    scene.agent.kill();
+    scene.agent.restart();
+    assert!(scene.web.tcp_connect(addr, LONG).is_ok());
+    assert!(!scene.agent.status().problems.is_empty());
+    fs::write(scene.agent.policy_file(), &open).unwrap();
+    scene.agent.wait("the problem is gone", |agent| agent.status().problems.is_empty());
+    scene.agent.balance();
+}

@@ -1,0 +1,113 @@
+//! Policies replace each other under traffic: every packet is judged by one of them, never by a mixture.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by the one and shows figures by the other")]
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use tests::{
+    lab::{AgentOptions, Family, Kind, Lab, Witness, magic},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, repetitions},
+};
+
+/// A policy that calls the cgroup `web` by the name `is`, and lets the name `allowed` reach `db`. The
+/// other name is nobody's. `other` may reach `db` always.
+fn named(lab: &Lab, is: &str, allowed: &str) -> String {
+    let scope = lab.cgroup().path();
+    let cgroup = |name: &str| if name == is { "web" } else { "nobody" };
+    format!(
+        "apiVersion: eastwall.dev/v1alpha1
+kind: Policy
+metadata: {{ name: flip }}
+spec:
+  trustDomain: lab.example
+  defaults: {{ mode: enforce }}
+  workloads:
+    - {{ name: alpha, select: {{ cgroup: {scope}/{} }} }}
+    - {{ name: beta, select: {{ cgroup: {scope}/{} }} }}
+    - {{ name: db, select: {{ cgroup: {scope}/db }} }}
+    - {{ name: other, select: {{ cgroup: {scope}/other }} }}
+  allow:
+    - {{ from: {allowed}, to: db, ports: [udp/5432] }}
+    - {{ from: other, to: db, ports: [tcp/5432] }}
+",
+        cgroup("alpha"),
+        cgroup("beta"),
+    )
+}
+
+fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
+    let flips = repetitions(100, 1_000);
+    let options = AgentOptions { fast_refusal, ..AgentOptions::default() };
+    let Some(scene) = Scene::open_by(|lab| named(lab, "alpha", "alpha"), &options) else { return };
+    let (receiver, to) = scene.db.udp_bind(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
+    let sender = scene.web.socket(Family::V4, Kind::Datagram, 0).unwrap();
+    scene.web.send_to(sender, to, b"control").unwrap();
+    assert_eq!(scene.db.receive(receiver, 1).unwrap()[0].data, b"control");
+
+    let a = named(&scene.lab, "alpha", "beta");
+    let b = named(&scene.lab, "beta", "alpha");
+    scene.agent.apply(&a);
+    let (listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
+    let caller = scene.other.tcp_connect(addr, LONG).unwrap();
+    let callee = scene.db.accept(listener).unwrap();
+    let denied = magic();
+    let mut witness = Witness::new(&scene.net, &denied);
+    let (stop, sent, kept) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|threads| {
+        threads.spawn(|| witness.watch(&stop));
+        threads.spawn(|| {
+            let burst = vec![(to, denied.clone()); 16];
+            while !stop.load(Ordering::Relaxed) {
+                let _ = scene.web.send_many(sender, burst.clone());
+                sent.fetch_add(1, Ordering::Relaxed);
+                // A flip waits until every CPU has left every program; a machine of two CPUs that does
+                // nothing but send makes that wait the whole test.
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                scene.other.send(caller, b"kept").expect("a flow that stays allowed is never cut");
+                assert_eq!(scene.db.receive(callee, 1).expect("it carries payload").len(), 1);
+                kept.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let flipping = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for flip in 0..flips {
+                scene.agent.apply(if flip % 2 == 0 { &b } else { &a });
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        flipping.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert_eq!(scene.db.receive_for(receiver, 1, BRIEF), Ok(vec![]));
+    assert_eq!(witness.arrived(), 0, "payloads that only a mixture allows");
+    println!(
+        "{flips} flips, early refusal {fast_refusal}: {} bursts of denied datagrams, 0 delivered; {} messages of a flow \
+         that stays allowed, 0 lost",
+        sent.into_inner(),
+        kept.into_inner()
+    );
+    // The same flow, under the mixture that neither is.
+    scene.agent.apply(&named(&scene.lab, "beta", "beta"));
+    scene.web.send_to(sender, to, b"control").unwrap();
+    assert_eq!(scene.db.receive(receiver, 1).unwrap()[0].data, b"control");
+    let status = scene.agent.balance();
+    assert!(status.denied > 0);
+    println!("{} denied, {} lost as records", status.denied, status.lost);
+}
+
+#[test]
+fn no_packet_is_judged_by_a_mixture_of_two_policies_when_calls_are_refused_early() {
+    flips_deliver_nothing_that_only_a_mixture_allows(true);
+}
+
+#[test]
+fn no_packet_is_judged_by_a_mixture_of_two_policies_when_only_packets_are_judged() {
+    flips_deliver_nothing_that_only_a_mixture_allows(false);
+}
