@@ -1,0 +1,160 @@
+//! The agent is killed under load: the kernel goes on alone, and the next agent takes over what is there.
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tests::{
+    lab::{Agent, AgentOptions, Errno, Witness, magic},
+    scene::{LONG, LOOPBACK, PORT, Scene, datagram, repetitions},
+};
+
+const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
+/// Nothing for `web`; a policy without any rule is not valid.
+const CLOSED: &str = "[{ from: db, to: other, ports: [tcp/1] }]";
+
+/// Between two rounds of load: the agent must get its turn on a machine of two CPUs.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Every pin of an agent, sorted.
+fn pins(agent: &Agent) -> Vec<PathBuf> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => walk(&entry.path(), found),
+                false => found.push(entry.path()),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    agent.inside(|| walk(&agent.path("bpf"), &mut found));
+    // The kernel's own: lists of everything that is loaded.
+    found.retain(|path| path.extension().is_none_or(|e| e != "debug"));
+    found.sort();
+    found
+}
+
+/// How many programs, maps and links the agent holds open. With its pins, that is all it can leak.
+fn held(agent: &Agent) -> usize {
+    let dir = format!("/proc/{}/fdinfo", agent.pid().unwrap());
+    let infos = fs::read_dir(dir).unwrap().flatten().filter_map(|e| fs::read_to_string(e.path()).ok());
+    infos.filter(|info| ["prog_id:", "map_id:", "link_id:"].iter().any(|field| info.contains(field))).count()
+}
+
+#[test]
+fn killing_the_agent_under_load_lets_no_denied_payload_pass_and_cuts_no_allowed_connection() {
+    let kills = repetitions(20, 100);
+    let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let addr = SocketAddr::new(LOOPBACK[0], PORT);
+    let connection = scene.connection(LOOPBACK[0]);
+    let denied_bytes = magic();
+    let (pins_before, held_before) = (pins(&scene.agent), held(&scene.agent));
+    assert!(!pins_before.is_empty() && held_before > 0);
+    let (stop, answers, connects, refusals) =
+        (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let Scene { agent, web, db, other, net, .. } = &mut scene;
+    let mut witness = Witness::new(net, &denied_bytes);
+    let mut restarts = Vec::new();
+    thread::scope(|threads| {
+        threads.spawn(|| witness.watch(&stop));
+        threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                web.send(connection.caller, b"ask").expect("the allowed connection lives");
+                let asked = db.receive(connection.callee, 1).expect("the allowed connection lives");
+                assert_eq!(asked.len(), 1, "the allowed connection carries payload");
+                answers.fetch_add(1, Ordering::Relaxed);
+                let new = web.tcp_connect(addr, LONG).expect("a new allowed connection");
+                let accepted = db.accept(connection.listener).expect("a new allowed connection");
+                web.close(new);
+                db.close(accepted);
+                connects.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(PAUSE);
+            }
+        });
+        threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(datagram(other, addr, &denied_bytes), Err(Errno::PERM));
+                assert_eq!(other.tcp_connect(addr, LONG), Err(Errno::PERM));
+                refusals.fetch_add(2, Ordering::Relaxed);
+                thread::sleep(PAUSE);
+            }
+        });
+        let killing = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for kill in 0..kills {
+                // At all moments of a life, also before it is ready to serve.
+                thread::sleep(Duration::from_millis(u64::try_from(kill % 7).unwrap() * 20));
+                agent.kill();
+                thread::sleep(Duration::from_millis(50));
+                let start = Instant::now();
+                agent.restart();
+                restarts.push(start.elapsed());
+                assert!(agent.status().adopted, "restart {kill} adopts");
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        killing.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    restarts.sort();
+    println!(
+        "{kills} kills: {} answers and {} new connections, none lost; {} refusals, none missed; a restart takes {:?} \
+         (median) to {:?}",
+        answers.into_inner(),
+        connects.into_inner(),
+        refusals.into_inner(),
+        restarts[restarts.len() / 2],
+        restarts[restarts.len() - 1],
+    );
+    assert_eq!(witness.arrived(), 0, "denied payloads");
+    scene.talk(&connection);
+    assert_eq!(pins(&scene.agent), pins_before, "no pin is left behind or lost");
+    assert_eq!(held(&scene.agent), held_before, "no program, map or link is held twice");
+    let status = scene.agent.balance();
+    println!("books after {kills} kills: {} denied, of them {} lost as records", status.denied, status.lost);
+}
+
+#[test]
+fn an_agent_that_is_gone_leaves_verdicts_as_they_are_and_its_successor_applies_what_changed() {
+    let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let connection = scene.connection(LOOPBACK[0]);
+    scene.agent.stop();
+    scene.talk(&connection);
+    assert_eq!(scene.other.tcp_connect(connection.addr, LONG), Err(Errno::PERM));
+    assert!(scene.web.tcp_connect(connection.addr, LONG).is_ok());
+    // What starts meanwhile is unknown, and the unknown is denied.
+    let newcomer = scene.lab.cgroup().child("newcomer");
+    let stranger = scene.lab.actor(&newcomer, &scene.net);
+    assert_eq!(stranger.tcp_connect(connection.addr, LONG), Err(Errno::PERM));
+    fs::write(scene.agent.policy_file(), scene.policy(CLOSED, "")).unwrap();
+    scene.agent.restart();
+    assert!(scene.web.send(connection.caller, b"x").is_err(), "the successor cuts what lost its rule");
+    assert_eq!(scene.web.tcp_connect(connection.addr, LONG), Err(Errno::PERM));
+    let status = scene.agent.balance();
+    assert_eq!(status.lost, 0, "a stop in order loses no record");
+}
+
+#[test]
+fn a_detach_takes_everything_off_and_a_second_agent_is_refused() {
+    let Some(mut scene) = Scene::open(CLOSED, &AgentOptions::default()) else { return };
+    let (_listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
+    assert_eq!(scene.web.tcp_connect(addr, LONG), Err(Errno::PERM));
+    let config = scene.agent.path("agent.yaml").display().to_string();
+    let second = scene.agent.cli(&["agent", "--config", &config]);
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another agent"), "{second:?}");
+    let running = scene.agent.cli(&["detach", "--config", &config, "--yes"]);
+    assert!(!running.status.success(), "not under a running agent: {running:?}");
+    assert_eq!(scene.web.tcp_connect(addr, LONG), Err(Errno::PERM));
+    scene.agent.balance();
+    scene.agent.stop();
+    assert!(!scene.agent.cli(&["detach", "--config", &config]).status.success(), "not without being sure");
+    let output = scene.agent.cli(&["detach", "--config", &config, "--yes"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(pins(&scene.agent), Vec::<PathBuf>::new());
+    assert!(scene.web.tcp_connect(addr, LONG).is_ok(), "nothing is enforced");
+}
