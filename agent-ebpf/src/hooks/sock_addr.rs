@@ -175,7 +175,9 @@ fn own_verdict(ctx: *mut bpf_sock_addr, case: &mut Case, candidates: &Candidates
 /// It can if the socket has been called, or if another socket that shares its port may have been.
 #[inline(always)]
 fn may_answer(ctx: *mut bpf_sock_addr, case: &Case, was_called: bool) -> bool {
-    case.proto != proto::TCP && (was_called || option(ctx, SO_REUSEADDR) || option(ctx, SO_REUSEPORT))
+    // TCP answers on its connection, and sockets for echoes only ask.
+    !matches!(case.proto, proto::TCP | proto::ICMP | proto::ICMPV6)
+        && (was_called || option(ctx, SO_REUSEADDR) || option(ctx, SO_REUSEPORT))
 }
 
 /// socket(7).

@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
 use agent_common::{
     id::Epoch,
-    layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, IdentSlot, Settings},
+    layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, IdentSlot, LAYOUT_VERSION, Settings},
 };
 use anyhow::Context as _;
 use eastwall::{
@@ -69,6 +70,8 @@ pub struct Guard {
     hierarchy: Hierarchy,
     seen: [u64; DenyCounter::COUNT as usize],
     mounts: Namespace,
+    /// Where the links are pinned, as `mounts` sees it.
+    links: PathBuf,
     _dir: TempDir,
 }
 
@@ -110,11 +113,12 @@ impl Guard {
             fast_refusal: options.fast_refusal,
             capacity: options.capacity,
         };
+        let links = config.pins.join(format!("v{LAYOUT_VERSION}")).join("links");
         let mut datapath = mounts.run(|| Datapath::load(config))?;
         let events = datapath.take_events().context("take the ring of denials")?;
         let scope = lab.cgroup().path().to_owned();
         let (hierarchy, seen) = (Hierarchy::find()?, Default::default());
-        Ok(Self { datapath, events, options, scope, hierarchy, seen, mounts, _dir: dir })
+        Ok(Self { datapath, events, options, scope, hierarchy, seen, mounts, links, _dir: dir })
     }
 
     /// Attaches the programs, or puts them under the links that are there.
@@ -124,6 +128,18 @@ impl Guard {
     /// What the kernel says.
     pub fn reattach(&mut self) -> Result<(), DatapathError> {
         self.mounts.run(|| self.datapath.attach())
+    }
+
+    /// Takes programs away, by their names. They may run for a moment longer.
+    ///
+    /// # Panics
+    ///
+    /// If one is not attached.
+    pub fn detach(&self, programs: &[&str]) {
+        for program in programs {
+            let pin = self.links.join(program);
+            self.mounts.run(|| fs::remove_file(pin)).expect("remove the pin of a link");
+        }
     }
 
     /// The kernel side.

@@ -112,6 +112,14 @@ impl Scene {
     /// As [`Self::open`], with other sizes.
     #[must_use]
     pub fn with(place: Place, options: GuardOptions) -> Option<Self> {
+        let scene = Self::unguarded(place, options)?;
+        scene.guard().reattach().expect("attach the programs");
+        Some(scene)
+    }
+
+    /// As [`Self::with`], but nothing is attached until a test does that.
+    #[must_use]
+    pub fn unguarded(place: Place, options: GuardOptions) -> Option<Self> {
         let lab = Lab::open(&[Need::Ip])?;
         let here = Arc::new(NetNs::new());
         let there = match place {
@@ -125,7 +133,7 @@ impl Scene {
                 there
             }
         };
-        let guard = Guard::attach(&lab, options);
+        let guard = Guard::load(&lab, options);
         let [a, b] = match place {
             Place::Loopback => [["127.0.0.1", "::1"]; 2],
             Place::Veth => [["10.9.0.1", "fd09::1"], ["10.9.0.2", "fd09::2"]],
