@@ -87,7 +87,7 @@ fn killing_the_agent_under_load_lets_no_denied_payload_pass_and_cuts_no_allowed_
         });
         let killing = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for kill in 0..kills {
-                // At all moments of a life, also before it is ready to serve.
+                // At several ages, all of them after the agent was ready: a kill during a start is not tried here.
                 thread::sleep(Duration::from_millis(u64::try_from(kill % 7).unwrap() * 20));
                 agent.kill();
                 thread::sleep(Duration::from_millis(50));
