@@ -100,8 +100,16 @@ impl Core {
 
     fn status(&mut self) -> Result<Status> {
         let now = clock::now().boot_ns;
+        // The books before the counters: whatever is told by then was counted before, so the difference is
+        // what is still to be told, and never less than nothing.
+        let (accounting, base) = {
+            let ledger = self.pipeline.ledger().lock();
+            (ledger.accounting(clock::now().wall), ledger.sums().base)
+        };
         let counts = self.datapath.deny_counts()?;
-        let accounting = self.pipeline.ledger().lock().accounting(clock::now().wall);
+        let count = |c: DenyCounter| base[c as usize] + counts[c as usize];
+        let (suppressed, lost) = (accounting.repeated + accounting.folded, accounting.lost.total());
+        let denied = count(DenyCounter::Denied);
         let policy = &self.candidate.policy;
         let modes = |i: Mode, e: Mode| format!("{}/{}", i.name(), e.name());
         let missing = self.datapath.missing_links();
@@ -135,12 +143,12 @@ impl Core {
             labelled: self.labels.cgroups.values().filter(|s| s.flags & ident_flags::LABELLED != 0).count(),
             ambiguous: self.labels.ambiguous.len(),
             overrides: self.overrides.rows().len(),
-            denied: counts[DenyCounter::Denied as usize],
-            would_deny: counts[DenyCounter::WouldDeny as usize],
+            denied,
+            would_deny: count(DenyCounter::WouldDeny),
             reported: accounting.listed,
-            suppressed: accounting.repeated + accounting.folded,
-            lost: accounting.lost.total(),
-            pending: accounting.pending,
+            suppressed,
+            lost,
+            pending: denied.saturating_sub(accounting.listed + suppressed + lost),
             problems,
         })
     }
