@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod deb;
+mod demo;
 mod fuzz;
 mod licences;
 mod run;
@@ -41,6 +42,8 @@ enum Task {
         #[arg(default_value = "all")]
         scope: Scope,
     },
+    /// See it work: a small shop of real programs, guarded step by step; as root
+    Demo(demo::Options),
     /// Run the fuzz targets; what they need is set up first
     Fuzz {
         /// How long each target runs
@@ -111,6 +114,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup { scope } => setup::run(&workspace, scope),
         Task::Test { scope } => test::run(&workspace, scope),
+        Task::Demo(options) => demo::run(&workspace, &options),
         Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
         Task::Bench { quick, check, parts } => bench::run(&workspace, quick, check, &parts),
         Task::Tidy => tidy::run(&workspace),

@@ -104,7 +104,12 @@ fn bpffs() -> Found {
     bail!("this kernel has none: boot a kernel that is built with CONFIG_BPF_SYSCALL=y")
 }
 
-fn mounts(kind: &str) -> anyhow::Result<Vec<String>> {
+/// Returns where file systems of `kind` are mounted.
+///
+/// # Errors
+///
+/// The list of mounts cannot be read.
+pub fn mounts(kind: &str) -> anyhow::Result<Vec<String>> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     Ok(mount_points(&text, kind).map(str::to_owned).collect())
 }

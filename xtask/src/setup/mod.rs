@@ -17,6 +17,10 @@ use crate::{Scope, workspace::Workspace};
 /// Debian packages that the kernel tests start programs of: `ip` and `setpriv`.
 const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2", "util-linux"];
 
+/// Debian packages of the demo: the services of a small shop, and their clients.
+const DEMO_PACKAGES: &[&str] =
+    &["nginx", "redis-server", "redis-tools", "postgresql", "postgresql-client", "curl", "util-linux"];
+
 /// Debian packages that the fuzz targets need: libFuzzer is C++ and is compiled with them.
 const FUZZ_PACKAGES: &[&str] = &["g++"];
 
@@ -56,6 +60,23 @@ pub fn fuzz(workspace: &Workspace) -> Result<()> {
     report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
     report.tool(workspace, &tools::CARGO_FUZZ);
     report.packages(FUZZ_PACKAGES);
+    report.finish()
+}
+
+/// Prepares this machine for the demo.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn demo(workspace: &Workspace) -> Result<()> {
+    let mut report = Report::default();
+    report.check("disk", machine::disk(&workspace.target));
+    report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
+    for check in machine::KERNEL_CHECKS {
+        report.check(check.name, (check.run)());
+    }
+    report.tool(workspace, &tools::BPF_LINKER);
+    report.packages(DEMO_PACKAGES);
     report.finish()
 }
 

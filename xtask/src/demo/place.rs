@@ -1,0 +1,161 @@
+//! Where the demo keeps its things, and how all of them go away again.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::cgroup;
+use crate::setup::machine;
+
+/// The scope, from the root of the cgroup hierarchy.
+pub const SCOPE: &str = "/eastwall-demo";
+
+/// The cgroups below the scope, services first.
+const CGROUPS: [&str; 6] = ["web", "cart", "orders-db", "clients/shopper", "clients/web-app", "clients/debug"];
+
+/// Directories and files of the demo.
+pub struct Place {
+    /// Everything that is a file; gone after a reboot, as the processes are.
+    pub dir: PathBuf,
+    /// The cgroup of the scope.
+    pub cgroup: PathBuf,
+    /// Pins of the agent, on bpffs.
+    pub pins: PathBuf,
+}
+
+impl Place {
+    /// Finds the mounts.
+    ///
+    /// # Errors
+    ///
+    /// cgroup2 or bpffs is not mounted.
+    pub fn find() -> Result<Self> {
+        let bpffs = machine::mounts("bpf")?.into_iter().next();
+        let bpffs = bpffs.context("bpffs is not mounted: mount -t bpf bpf /sys/fs/bpf")?;
+        Ok(Self {
+            dir: "/run/eastwall-demo".into(),
+            cgroup: cgroup::mount()?.join(SCOPE.trim_start_matches('/')),
+            pins: Path::new(&bpffs).join("eastwall-demo"),
+        })
+    }
+
+    /// Makes the directories and the cgroups.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn make(&self) -> Result<()> {
+        fs::create_dir_all(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
+        self.record("demo", std::process::id())?;
+        for name in CGROUPS {
+            fs::create_dir_all(self.cgroup.join(name)).with_context(|| format!("make the cgroup {SCOPE}/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// The cgroup of a service or a client.
+    pub fn cgroup_of(&self, name: &str) -> PathBuf {
+        let service = self.cgroup.join(name);
+        if service.exists() { service } else { self.cgroup.join("clients").join(name) }
+    }
+
+    /// The control socket of the agent.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/agent.sock")
+    }
+
+    /// Writes a process down, so that a later run can end it and no other.
+    ///
+    /// # Errors
+    ///
+    /// It is gone, or the file cannot be written.
+    pub fn record(&self, name: &str, pid: u32) -> Result<()> {
+        let start = start_time(pid).with_context(|| format!("{name} has ended at once"))?;
+        let mut file =
+            fs::File::options().create(true).append(true).open(self.dir.join("pids")).context("write pids")?;
+        writeln!(file, "{pid} {start} {name}").context("write pids")
+    }
+
+    /// Refuses to disturb a demo that is being told at this moment.
+    ///
+    /// # Errors
+    ///
+    /// There is one.
+    pub fn refuse_if_running(&self) -> Result<()> {
+        match self.recorded()?.into_iter().find(|(_, name)| name == "demo") {
+            Some((pid, _)) => bail!("another demo is running, process {pid}: wait for its end"),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes every trace of a demo; says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed.
+    pub fn clean(&self) -> Result<bool> {
+        let found = [&self.dir, &self.cgroup, &self.pins].iter().any(|path| path.exists());
+        // The agent first: it would attach again what is taken off.
+        for (pid, name) in self.recorded()? {
+            if pid != std::process::id() {
+                end(pid).with_context(|| format!("end {name}, process {pid}"))?;
+            }
+        }
+        cgroup::remove(&self.cgroup)?;
+        for dir in [&self.pins, &self.dir] {
+            match fs::remove_dir_all(dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(e).with_context(|| format!("remove {}", dir.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the recorded processes that still run.
+    fn recorded(&self) -> Result<Vec<(u32, String)>> {
+        let text = match fs::read_to_string(self.dir.join("pids")) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e).context("read which processes the demo started"),
+        };
+        let running = text.lines().filter_map(|line| {
+            let mut words = line.splitn(3, ' ');
+            let (pid, start, name) = (words.next()?.parse().ok()?, words.next()?, words.next()?);
+            // A number is given out again; the moment of the start tells two processes apart.
+            (start_time(pid)? == start).then(|| (pid, name.to_owned()))
+        });
+        Ok(running.collect())
+    }
+}
+
+/// Returns when a process started, in ticks since boot: field 22 of proc_pid_stat(5). None if it ended.
+fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may have anything in it.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    (state != "Z").then(|| fields.nth(18).map(str::to_owned)).flatten()
+}
+
+fn end(pid: u32) -> Result<()> {
+    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    // It may have ended by itself.
+    let _ = kill_process(id, Signal::KILL);
+    let patience = Instant::now() + Duration::from_secs(5);
+    while start_time(pid).is_some() {
+        if Instant::now() > patience {
+            bail!("it does not end");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
