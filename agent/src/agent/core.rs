@@ -45,6 +45,11 @@ use crate::{
 /// How often windows end, counters are read and the directory is looked at.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often a cgroup is looked for that the kernel has told of and that cannot be found.
+const RESOLVE_TRIES: u32 = 200;
+/// How long to wait between two looks, ns: well below what a first packet notices.
+const RESOLVE_WAIT_NS: u64 = 2_000_000;
+
 /// What the thread holds.
 pub struct Core {
     pub(super) config: Config,
@@ -67,6 +72,8 @@ pub struct Core {
     pub(super) adopted: bool,
     pub(super) problems: BTreeMap<&'static str, String>,
     pub(super) wall_offset: i64,
+    /// Cgroups that the kernel told of and that could not be found yet, with the number of looks.
+    pub(super) unresolved: BTreeMap<u64, u32>,
 }
 
 /// What other threads may look at.
@@ -128,7 +135,8 @@ impl Core {
     }
 
     fn wait(&self, inbox: &Inbox, next_tick: u64) -> Result<()> {
-        let left = next_tick.saturating_sub(clock::now().boot_ns).min(1_000_000_000);
+        let longest = if self.unresolved.is_empty() { 1_000_000_000 } else { RESOLVE_WAIT_NS };
+        let left = next_tick.saturating_sub(clock::now().boot_ns).min(longest);
         let nanos = i64::try_from(left).unwrap_or(0);
         let timeout = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
         let (inbox, events, cgroups) = (inbox.as_fd(), self.events.as_fd(), self.cgroups.as_fd());
@@ -161,6 +169,9 @@ impl Core {
                 other => error!("an unknown cgroup event: {other:?}"),
             }
         });
+        // The kernel tells of a cgroup a moment before its directory can be opened.
+        let again = std::mem::take(&mut self.unresolved);
+        new.extend(again.keys());
         if new.is_empty() && gone.is_empty() {
             return;
         }
@@ -169,21 +180,29 @@ impl Core {
             self.labels.cgroups.remove(id);
         }
         for id in new {
-            if let Err(e) = self.label(id) {
-                self.problems.insert("label", format!("cgroup {id} stays unknown: {e:#}"));
+            match self.label(id) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let tries = again.get(&id).map_or(1, |tries| tries + 1);
+                    if tries < RESOLVE_TRIES && !gone.contains(&id) {
+                        self.unresolved.insert(id, tries);
+                    }
+                }
+                Err(e) => drop(self.problems.insert("label", format!("cgroup {id} stays unknown: {e:#}"))),
             }
         }
         self.snapshots.set_places(self.roster.places());
         self.shared.set(&self.labels.cgroups);
     }
 
-    fn label(&mut self, id: u64) -> Result<()> {
+    /// Says whether the cgroup could be found; it may be gone, or not be there yet.
+    fn label(&mut self, id: u64) -> Result<bool> {
         let Some(chain) = self.roster.learn(id)? else {
-            return Ok(());
+            return Ok(false);
         };
         let labels = self.resolver.resolve(&chain);
         let Some(&slot) = labels.cgroups.get(&id) else {
-            return Ok(());
+            return Ok(false);
         };
         self.datapath.label(id, slot)?;
         self.labels.cgroups.insert(id, slot);
@@ -198,7 +217,7 @@ impl Core {
             self.install_names();
         }
         debug!(cgroup = id, identity = slot.id.0, "labelled");
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn install_names(&mut self) {

@@ -109,6 +109,7 @@ pub fn run(config: Config) -> Result<()> {
         adopted,
         problems: Default::default(),
         wall_offset: 0,
+        unresolved: Default::default(),
         config,
     };
     let problem = core.start(candidate)?.or(problem);
