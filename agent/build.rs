@@ -32,9 +32,10 @@ fn main() -> Result<()> {
 
     let root_dir = root.join("agent-ebpf");
     let root_dir = root_dir.to_str().context("the path of the workspace is not UTF-8")?;
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some() { &["kernel-log"] } else { &[] };
     let toolchain = env::var("RUSTUP_TOOLCHAIN").unwrap_or_else(|_| "1.95.0".to_owned());
     aya_build::build_ebpf(
-        [aya_build::Package { name: "agent-ebpf", root_dir, ..Default::default() }],
+        [aya_build::Package { name: "agent-ebpf", root_dir, features, ..Default::default() }],
         aya_build::Toolchain::Custom(&toolchain),
     )
     .context("build the kernel programs: `cargo xtask setup` installs what this needs")

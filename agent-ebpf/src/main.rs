@@ -15,6 +15,7 @@ mod flows;
 mod globals;
 mod hooks;
 mod judge;
+mod log;
 mod maps;
 mod on_error;
 mod peer;

@@ -34,6 +34,8 @@ pub struct Config {
     pub events_file: PathBuf,
     /// Whether connect and sendmsg refuse early; the packet hooks judge in either case.
     pub fast_refusal: bool,
+    /// Whether the kernel programs say what they do, in the agent's log; for whoever works on them.
+    pub kernel_log: bool,
     /// Group that may read from the control socket.
     pub group: String,
     /// Events one workload may write at once before they are folded into a number.
@@ -77,6 +79,7 @@ impl Default for Config {
             state_directory: "/var/lib/eastwall".into(),
             events_file: "/var/log/eastwall/events.ndjson".into(),
             fast_refusal: true,
+            kernel_log: false,
             group: "eastwall".to_owned(),
             event_burst: 100,
             event_per_second: 20,

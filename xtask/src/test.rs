@@ -1,6 +1,6 @@
 //! `xtask test`: the tests that need nothing, and those that need root and a kernel.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -19,8 +19,7 @@ use crate::{
 pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
     setup::run(workspace, scope)?;
     if scope.has_kernel() {
-        // The tests start the agent, and cargo builds no program of a package that it only imports.
-        run_command(cargo(workspace).args(["build", "--package", "eastwall", "--bins"]))?;
+        build_agents(workspace)?;
     }
     let mut command = cargo(workspace);
     command.args(["test", "--no-fail-fast"]);
@@ -44,6 +43,16 @@ pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
         fuzz::run(workspace, fuzz::SECONDS_SHORT, &[])?;
     }
     Ok(())
+}
+
+/// Builds what the tests start: cargo builds no program of a package that it only imports. The usual agent
+/// last, so that it has its name.
+fn build_agents(workspace: &Workspace) -> Result<()> {
+    let build = ["build", "--package", "eastwall", "--bins"];
+    run_command(cargo(workspace).args(build).args(["--features", "kernel-log"]))?;
+    let programs = workspace.target.join("debug");
+    fs::copy(programs.join("eastwall"), programs.join("eastwall-kernel-log")).context("keep the agent with a log")?;
+    run_command(cargo(workspace).args(build))
 }
 
 /// Lets cargo build as the user and start the test programs as root.

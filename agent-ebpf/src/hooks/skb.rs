@@ -26,6 +26,7 @@ use crate::{
     flows::Known,
     globals,
     judge::Case,
+    log,
     on_error::{Error, on_error},
     peer::{self, Peer},
     policy::{self, BootClock},
@@ -460,6 +461,7 @@ fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
     let mode = case.typed_mode();
     let verdict = mode.apply(decision);
     if mode.reports(decision) {
+        log::denial(case, decision);
         report(skb, case, decision, verdict as u32);
     }
     verdict as i32

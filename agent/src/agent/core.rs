@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    os::fd::AsFd as _,
+    os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -29,7 +29,7 @@ use crate::{
     clock,
     config::Config,
     control::wire::Applied,
-    datapath::{Datapath, DatapathError, Identities, ring::Ring},
+    datapath::{Datapath, DatapathError, Identities, log::KernelLog, ring::Ring},
     events::{
         enrich::CutFlow,
         pipeline::{Pipeline, Tick},
@@ -67,6 +67,7 @@ pub struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Ring,
     pub(super) cgroups: Ring,
+    pub(super) kernel_log: Option<KernelLog>,
     pub(super) started_ns: u64,
     pub(super) applied_ns: u64,
     pub(super) adopted: bool,
@@ -140,7 +141,8 @@ impl Core {
         let nanos = i64::try_from(left).unwrap_or(0);
         let timeout = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
         let (inbox, events, cgroups) = (inbox.as_fd(), self.events.as_fd(), self.cgroups.as_fd());
-        let mut fds = [inbox, events, cgroups].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let fds = [inbox, events, cgroups].into_iter().chain(self.kernel_log.iter().map(AsFd::as_fd));
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(e).context("wait for the kernel"),
@@ -148,6 +150,7 @@ impl Core {
     }
 
     fn drain_events(&mut self) -> usize {
+        self.kernel_log.iter_mut().for_each(KernelLog::flush);
         let now = clock::now();
         let (pipeline, snapshots) = (&self.pipeline, &self.snapshots);
         self.events.drain(|bytes| {

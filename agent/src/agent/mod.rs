@@ -67,6 +67,7 @@ pub fn run(config: Config) -> Result<()> {
         pins: config.pin_directory.clone(),
         run: config.run_directory().to_owned(),
         fast_refusal: config.fast_refusal,
+        kernel_log: config.kernel_log,
         capacity: Capacity {
             edges: config.capacity.edges,
             cgroups: config.capacity.cgroups,
@@ -76,6 +77,8 @@ pub fn run(config: Config) -> Result<()> {
     })?;
     let adopted = datapath.was_attached();
     let (events, cgroups) = datapath.take_events().zip(datapath.take_cgroup_events()).context("take the rings")?;
+
+    let kernel_log = datapath.take_log();
 
     let node = node(&config, &host);
     let (sink, opened) = open_sink(&config, node.clone())?;
@@ -104,6 +107,7 @@ pub fn run(config: Config) -> Result<()> {
         shared: Arc::clone(&shared),
         events,
         cgroups,
+        kernel_log,
         started_ns: now,
         applied_ns: now,
         adopted,

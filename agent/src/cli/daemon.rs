@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent,
     config::{Config, DEFAULT_PATH},
-    datapath::Pins,
+    datapath::{Pins, log::BUILT_IN as KERNEL_LOG},
 };
 
 #[derive(Debug, Args)]
@@ -21,6 +21,9 @@ pub(super) struct AgentArgs {
     /// Settings; without it those in /etc/eastwall/agent.yaml, if it exists
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Let the kernel programs say what each denial was made of, in this log; for whoever works on them
+    #[arg(long)]
+    kernel_log: bool,
 }
 
 #[derive(Debug, Args)]
@@ -35,8 +38,14 @@ pub(super) struct DetachArgs {
 
 /// Runs the daemon in the foreground.
 pub(super) fn agent(args: &AgentArgs) -> Result<Exit, CliError> {
-    let config = settings(args.config.as_ref())?;
-    let filter = EnvFilter::try_from_env("EASTWALL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let mut config = settings(args.config.as_ref())?;
+    config.kernel_log |= args.kernel_log;
+    if config.kernel_log && !KERNEL_LOG {
+        let message = "the kernel programs of this binary have no log; build it with `--features kernel-log`";
+        return Err(CliError::new(Exit::Usage, anyhow!(message)));
+    }
+    let usual = if config.kernel_log { "info,kernel=debug" } else { "info" };
+    let filter = EnvFilter::try_from_env("EASTWALL_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
     // stdout belongs to events.
     tracing_subscriber::fmt()
         .with_env_filter(filter)

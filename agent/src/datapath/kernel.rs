@@ -26,6 +26,7 @@ use aya::{
 
 use super::{
     btf::{Btf, BtfError},
+    log::{self, KernelLog},
     object,
     pins::{Pins, PinsError},
     ring::Ring,
@@ -45,6 +46,8 @@ pub struct DatapathConfig {
     pub run: PathBuf,
     /// Whether connect and sendmsg refuse early; the packet hooks judge in either case.
     pub fast_refusal: bool,
+    /// Whether the programs say what they do ([`Datapath::take_log`]).
+    pub kernel_log: bool,
     /// Sizes.
     pub capacity: Capacity,
 }
@@ -205,6 +208,8 @@ impl Datapath {
             .override_global("OFF_CGROUP_KN", &kn, true)
             .override_global("OFF_KN_ID", &id, true)
             .override_global("OFF_PARENT", &parent, true)
+            .override_global(log::LEVEL, log::level(config.kernel_log), log::BUILT_IN)
+            .map_max_entries(log::RING, log::room(config.kernel_log))
             .map_max_entries(map::CGRP_IDENT, config.capacity.cgroups)
             .map_max_entries(map::FLOWS, config.capacity.flows);
         for name in map::ALL {
@@ -517,6 +522,12 @@ impl Datapath {
     #[must_use]
     pub fn take_cgroup_events(&mut self) -> Option<Ring> {
         self.take_ring(map::CGROUP_EVENTS)
+    }
+
+    /// Takes what the programs say; once, and only if they were loaded to say something.
+    #[must_use]
+    pub fn take_log(&mut self) -> Option<KernelLog> {
+        if self.config.kernel_log { KernelLog::of(&mut self.ebpf) } else { None }
     }
 
     /// A loaded program, to be run on packets without traffic ([`super::test_run`]).

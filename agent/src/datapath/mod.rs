@@ -3,6 +3,7 @@
 mod btf;
 pub mod cut;
 mod kernel;
+pub mod log;
 mod object;
 mod pins;
 pub mod ring;

@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_millis(5);
 /// What can be different from the usual configuration.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
+    /// Name of the binary.
+    pub program: &'static str,
     /// The connect and sendmsg hooks, which refuse with EPERM. Without them only the boundary holds.
     pub fast_refusal: bool,
     /// The most capabilities that the agent may have, as setpriv(1) takes them: `+bpf,+net_admin`. None
@@ -40,7 +42,7 @@ pub struct AgentOptions {
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { fast_refusal: true, capabilities: None, more: Map::new() }
+        Self { program: "eastwall", fast_refusal: true, capabilities: None, more: Map::new() }
     }
 }
 
@@ -85,7 +87,7 @@ impl Agent {
             mount("bpf", &bpf, "bpf", MountFlags::empty(), Some(c"mode=700")).context("mount a bpffs")
         })?;
         let capabilities = options.capabilities.clone();
-        let agent = Self { binary: binary("eastwall")?, mounts, dir, capabilities, process: None };
+        let agent = Self { binary: binary(options.program)?, mounts, dir, capabilities, process: None };
         fs::write(agent.policy_file(), policy)?;
         let mut config = options.more.clone();
         for (key, value) in [

@@ -111,6 +111,7 @@ impl Guard {
             pins: bpf.join("eastwall"),
             run: dir.path().to_owned(),
             fast_refusal: options.fast_refusal,
+            kernel_log: false,
             capacity: options.capacity,
         };
         let links = config.pins.join(format!("v{LAYOUT_VERSION}")).join("links");

@@ -49,6 +49,9 @@ pub use spawn::{Exit, Process, Program};
 pub use wire::{Command, Family, Kind, Message, Reply, UringOperation};
 pub use witness::Witness;
 
+/// The agent with kernel programs that have a log, as `cargo xtask test` names it.
+pub const WITH_KERNEL_LOG: &str = "eastwall-kernel-log";
+
 /// A laboratory of one test: a cgroup of its own, and the actor to put into places.
 #[derive(Debug)]
 pub struct Lab {

@@ -17,6 +17,8 @@ pub enum Need {
     Ip,
     /// The agent, with its kernel programs.
     Agent,
+    /// The agent with kernel programs that have a log.
+    KernelLog,
 }
 
 /// Returns None after printing the reason if a need is not met.
@@ -52,6 +54,7 @@ impl Need {
                 (!found).then(|| "`ip` of iproute2 is not installed".to_owned())
             }
             Self::Agent => super::binary("eastwall").err().map(|e| format!("{e:#}")),
+            Self::KernelLog => super::binary(super::WITH_KERNEL_LOG).err().map(|e| format!("{e:#}")),
         }
     }
 }
