@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use agent_common::{
     flow::proto,
-    id::{BootSeconds, RuleNumber},
+    id::{BootSeconds, IdentityId, RuleNumber},
     layout::{DenyCounter, EdgeEntry, Range, ident_flags, level},
     verdict::Mode,
 };
@@ -12,9 +12,9 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
-    core::{Core, identities, override_data},
+    core::{Core, identities},
     in_force::{Candidate, Refusal},
-    overrides::InvalidOverride,
+    overrides::{InvalidOverride, override_data},
 };
 use crate::{
     clock,
@@ -30,6 +30,7 @@ use crate::{
     policy::{
         ask::{self, Asked},
         explain::explain,
+        names, time,
     },
 };
 
@@ -87,6 +88,12 @@ impl Core {
     }
 
     fn overridden(&mut self, kind: &str, asked: &Override) -> Result<Applied> {
+        let policy = &self.candidate.policy;
+        may_stand_in_a_rule(ask::party(policy, &asked.from).map(drop))?;
+        may_stand_in_a_rule(match asked.ports.first() {
+            Some(port) => ask::target(policy, &format!("{}:{port}", asked.to)).map(drop),
+            None => ask::party(policy, &asked.to).map(drop),
+        })?;
         let (overrides, row) = self.overrides.with(kind, asked, clock::unix_seconds())?;
         let change = PolicyChange::OverrideStarted(override_data(&row));
         let applied = self.with_overrides(overrides, change)?;
@@ -200,7 +207,13 @@ impl Core {
 
     fn edges(&self) -> Result<Vec<EdgeRow>> {
         let hits = self.datapath.hits()?;
-        let name = |id| self.state.names.get(&id).cloned().unwrap_or_else(|| format!("{:#x}", id.0));
+        let now = clock::now().boot_ns;
+        let offset = self.wall_offset;
+        let name = |id: IdentityId| match self.state.names.get(&id) {
+            _ if id == IdentityId::ANY => names::ANY.to_owned(),
+            Some(name) => name.clone(),
+            None => format!("{:#x}", id.0),
+        };
         let mut rows = Vec::new();
         for (key, entry) in &self.state.edges {
             for range in self.ranges(entry) {
@@ -211,8 +224,11 @@ impl Core {
                     action: action(range).to_owned(),
                     ports: ports(range),
                     rule: rule.and_then(|r| self.state.rule_ids.get(r)).cloned().unwrap_or_default(),
+                    expires: (range.expires != 0).then(|| time::format(offset + i64::from(range.expires))),
                     hits: hits.get(&RuleNumber(range.rule)).map_or(0, |s| s.decisions),
-                    expires: range.expires,
+                    last_seconds_ago: hits
+                        .get(&RuleNumber(range.rule))
+                        .map(|s| now.saturating_sub(s.last_ns) / 1_000_000_000),
                 });
             }
         }
@@ -249,6 +265,14 @@ impl Core {
         ]
         .map(|(name, n)| (name.to_owned(), n))
         .into())
+    }
+}
+
+/// An override is a rule: what it names must be known, and may be `any` or `nodes`, which answer no question.
+fn may_stand_in_a_rule(asked: Result<(), ask::InvalidQuestion>) -> Result<(), InvalidOverride> {
+    match asked {
+        Ok(()) | Err(ask::InvalidQuestion::Nobody(_)) => Ok(()),
+        Err(e) => Err(InvalidOverride::Names(e)),
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     cutting::{self, Ended},
     in_force::{Candidate, snapshot},
     inbox::{Inbox, Input},
-    overrides::Overrides,
+    overrides::{Overrides, override_data},
     roster::{Roster, changed},
     store::Store,
 };
@@ -33,7 +33,7 @@ use crate::{
     events::{
         enrich::CutFlow,
         pipeline::{Pipeline, Tick},
-        record::{LifecycleEvent, OverrideData, Phase, PolicyChange, PolicyEvent, Record, RuleRef, new_uid},
+        record::{LifecycleEvent, Phase, PolicyChange, PolicyEvent, Record, RuleRef, new_uid},
         snapshot::Snapshots,
         windows::FoldedRow,
     },
@@ -245,7 +245,12 @@ impl Core {
     }
 
     pub(super) fn unchanged(&self) -> Applied {
-        Applied { epoch: self.datapath.in_force().0, edges: self.state.edges.len(), ..Applied::default() }
+        Applied {
+            epoch: self.datapath.in_force().0,
+            unchanged: true,
+            edges: self.state.edges.len(),
+            ..Applied::default()
+        }
     }
 
     fn refused(&mut self, e: anyhow::Error) -> anyhow::Error {
@@ -322,6 +327,7 @@ impl Core {
         info!(epoch = prepared.epoch.0, edges = self.state.edges.len(), cut, relabelled, "policy in force");
         Ok(Applied {
             epoch: prepared.epoch.0,
+            unchanged: false,
             cut,
             edges: self.state.edges.len(),
             id: None,
@@ -477,17 +483,6 @@ impl Core {
             flows_cut: u64::try_from(cut).unwrap_or(u64::MAX),
         };
         self.pipeline.submit(&now, Record::Policy(event));
-    }
-}
-
-/// As a record shows it.
-pub(super) fn override_data(row: &crate::control::wire::OverrideRow) -> OverrideData {
-    OverrideData {
-        id: row.id.clone(),
-        action: if row.kind == "break-glass" { "allow" } else { "deny" }.to_owned(),
-        from: row.from.clone(),
-        to: row.to.clone(),
-        expires: crate::policy::time::format(row.expires),
     }
 }
 

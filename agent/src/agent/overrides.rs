@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     control::wire::{Override, OverrideRow},
+    events::record::OverrideData,
     policy::{
+        ask,
         model::{Action, Place, Rule},
         ports,
     },
@@ -36,13 +38,16 @@ struct Saved {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidOverride {
     /// No end, or an allow that lasts too long.
-    #[error("E11: an override must end after 1 second to {max} seconds, and `{asked}` were asked for")]
+    #[error("E11: it must end after at least a second and at most {}, not {asked} s", days(*max))]
     Lasts {
         /// Seconds.
         asked: u64,
         /// Seconds.
         max: u64,
     },
+    /// A name or port of the policy in force.
+    #[error(transparent)]
+    Names(ask::InvalidQuestion),
     /// No reason.
     #[error("an override needs a reason: it is read when somebody asks why")]
     Reason,
@@ -142,6 +147,22 @@ impl Overrides {
         fs::write(&new, serde_json::to_vec_pretty(&saved).map_err(io::Error::other)?)?;
         fs::rename(&new, &self.path)
     }
+}
+
+/// As a record shows it.
+pub(super) fn override_data(row: &OverrideRow) -> OverrideData {
+    OverrideData {
+        id: row.id.clone(),
+        action: if row.kind == "break-glass" { "allow" } else { "deny" }.to_owned(),
+        from: row.from.clone(),
+        to: row.to.clone(),
+        expires: crate::policy::time::format(row.expires),
+    }
+}
+
+/// Seconds as whole hours or days.
+fn days(seconds: u64) -> String {
+    if seconds > 86_400 { format!("{} days", seconds / 86_400) } else { format!("{} h", seconds / 3600) }
 }
 
 fn rule(row: &OverrideRow) -> Rule {

@@ -44,6 +44,10 @@ pub(super) fn agent(args: &AgentArgs) -> Result<Exit, CliError> {
         let message = "the kernel programs of this binary have no log; build it with `--features kernel-log`";
         return Err(CliError::new(Exit::Usage, anyhow!(message)));
     }
+    if !rustix::process::geteuid().is_root() {
+        let message = "the agent must run as root, because it loads programs into the kernel; try `sudo`";
+        return Err(CliError::new(Exit::NotPermitted, anyhow!(message)));
+    }
     let usual = if config.kernel_log { "info,kernel=debug" } else { "info" };
     let filter = EnvFilter::try_from_env("EASTWALL_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
     // stdout belongs to events.

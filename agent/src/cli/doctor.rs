@@ -6,7 +6,7 @@ use serde_json::{Value, json, to_value};
 
 use super::{
     exit::{CliError, Exit},
-    output::{Format, Output},
+    output::Output,
 };
 use crate::{
     control::{
@@ -20,12 +20,12 @@ use crate::{
 pub(super) fn doctor(socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
     let mut findings = vec![agent(socket)];
     findings.extend(examine());
-    if output.format == Format::Table {
+    if output.for_people() {
         let rows: Vec<Vec<String>> = findings
             .iter()
             .map(|f| vec![f.outcome.name().to_owned(), f.check.to_owned(), f.found.clone(), f.fix.clone()])
             .collect();
-        output.table(&["RESULT", "CHECK", "FOUND", "TO DO"], &rows)?;
+        output.table(&["RESULT", "CHECK", "FOUND", "TO DO"], &rows, "nothing was looked at")?;
     } else {
         let items: Vec<Value> = findings.iter().map(to_value).collect::<Result<_, _>>().map_err(anyhow::Error::from)?;
         output.machine(json!({"findings": items.clone()}), items)?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     exit::{CliError, Exit},
-    output::{Format, Output},
+    output::Output,
     policy::set,
 };
 use crate::{
@@ -55,7 +55,7 @@ fn explain_live(socket: &Path, from: &str, to: &str, output: &mut Output) -> Res
     let request = Request::Explain { from: from.to_owned(), to: to.to_owned() };
     match super::live::ask(socket, &request)? {
         Reply::Explained { explanations, text, allowed } => {
-            if output.format == Format::Table {
+            if output.for_people() {
                 output.write(&text)?;
             } else {
                 let items = explanations.as_array().cloned().unwrap_or_default();
@@ -72,7 +72,7 @@ fn explain_code(name: &str, output: &mut Output) -> Result<Exit, CliError> {
         let message = "there is no code `{}`; a flow is asked for as `eastwall explain FROM TO:PORT`";
         return Err(CliError::new(Exit::Usage, anyhow!(message.replace("{}", name))));
     };
-    if output.format == Format::Table {
+    if output.for_people() {
         let text: String = code.explanation().lines().map(wrap).collect();
         output.write(&format!("{}  {}\n\n{text}", code.name(), code.title()))?;
     } else {
@@ -116,7 +116,7 @@ fn explain_flow(args: &ExplainArgs, from: &str, to: &str, output: &mut Output) -
     let asked = Asked { policy: &set.policy, map: &set.map, overrides: &[], now: unix_moment(now) };
     let answers = explain(&asked, &from, &to, &ports);
     let all_allowed = answers.iter().all(|answer| answer.decision.allow);
-    if output.format == Format::Table {
+    if output.for_people() {
         let text: Vec<String> = answers.iter().map(ToString::to_string).collect();
         output.write(&text.join("\n"))?;
     } else {

@@ -56,7 +56,7 @@ enum Command {
     Reload,
     /// Take every program off the kernel: the deliberate way out
     Detach(daemon::DetachArgs),
-    /// Check, test and show policies; needs no agent and no root
+    /// Check, test and compare policy files without agent and root; give them to the agent
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Say why a flow is allowed or denied, or what a code of `policy check` means

@@ -16,8 +16,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// Flags of every command.
 #[derive(Clone, Debug, Args)]
 pub struct OutputOptions {
-    /// Form of the answer
-    #[arg(short, long, value_enum, global = true, default_value_t = Format::Table, help_heading = "Output")]
+    /// Form of the answer: table, wide (a table with more columns), json, yaml or jsonl (a document a line)
+    #[arg(short, long, value_enum, global = true, default_value_t = Format::Table, hide_default_value = true)]
+    #[arg(hide_possible_values = true, value_name = "FORM", help_heading = "Output")]
     pub output: Format,
     /// Leave the headers of tables out
     #[arg(long, global = true, help_heading = "Output")]
@@ -25,8 +26,9 @@ pub struct OutputOptions {
     /// Leave everything out that is neither the answer nor an error
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
-    /// Colour; `auto` is for terminals, and NO_COLOR switches it off
-    #[arg(long, value_enum, global = true, default_value_t = Color::Auto, help_heading = "Output")]
+    /// Colour: auto (on a terminal, unless NO_COLOR is set), always or never
+    #[arg(long, value_enum, global = true, default_value_t = Color::Auto, hide_default_value = true)]
+    #[arg(hide_possible_values = true, value_name = "WHEN", help_heading = "Output")]
     pub color: Color,
 }
 
@@ -35,6 +37,8 @@ pub struct OutputOptions {
 pub enum Format {
     /// For people
     Table,
+    /// For people with a wide screen: more columns, where there are more
+    Wide,
     /// One JSON document
     Json,
     /// One YAML document
@@ -58,7 +62,7 @@ pub enum Color {
 #[derive(Debug)]
 pub struct Output {
     /// The form that was asked for.
-    pub format: Format,
+    format: Format,
     /// Say less.
     pub quiet: bool,
     /// Use colour on stdout.
@@ -81,6 +85,18 @@ impl Output {
             }
         };
         Self { format: options.output, quiet: options.quiet, color, headers: !options.no_headers }
+    }
+
+    /// Says whether people read the answer, and no program.
+    #[must_use]
+    pub const fn for_people(&self) -> bool {
+        matches!(self.format, Format::Table | Format::Wide)
+    }
+
+    /// Says whether they want to see more columns.
+    #[must_use]
+    pub const fn is_wide(&self) -> bool {
+        matches!(self.format, Format::Wide)
     }
 
     /// Writes text to stdout as it is.
@@ -109,19 +125,26 @@ impl Output {
         let text = match self.format {
             Format::Jsonl => items.into_iter().map(|item| format!("{}\n", versioned(item))).collect(),
             Format::Yaml => serde_saphyr::to_string(&versioned(document)).map_err(anyhow::Error::from)?,
-            Format::Json | Format::Table => {
+            Format::Json | Format::Table | Format::Wide => {
                 format!("{}\n", serde_json::to_string_pretty(&versioned(document)).map_err(anyhow::Error::from)?)
             }
         };
         self.write(&text)
     }
 
-    /// Writes a table. Cells that others chose are shown with control characters escaped.
+    /// Writes a table, or says on stderr that `nothing` is there. Cells that others chose are shown with
+    /// control characters escaped.
     ///
     /// # Errors
     ///
     /// Whatever writing says.
-    pub fn table(&mut self, headers: &[&str], rows: &[Vec<String>]) -> Result<(), CliError> {
+    pub fn table(&mut self, headers: &[&str], rows: &[Vec<String>], nothing: &str) -> Result<(), CliError> {
+        if rows.is_empty() && !self.quiet {
+            self.talk(nothing);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         if self.headers {

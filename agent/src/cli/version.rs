@@ -5,13 +5,13 @@ use serde_json::json;
 
 use super::{
     exit::{CliError, Exit},
-    output::{Format, Output},
+    output::Output,
 };
 
 pub(super) fn run(output: &mut Output) -> Result<Exit, CliError> {
     let version = env!("CARGO_PKG_VERSION");
     let kernel_programs = cfg!(kernel_programs);
-    if output.format == Format::Table {
+    if output.for_people() {
         let built =
             if kernel_programs { "kernel programs built in" } else { "without kernel programs: checks policies only" };
         output.write(&format!("eastwall {version}\nlayout {LAYOUT_VERSION}, {built}\n"))?;

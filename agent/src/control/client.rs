@@ -12,20 +12,22 @@ use super::wire::{Reply, Request};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no agent answers at `{}`; is it running? `systemctl status eastwall`, or name its socket with --socket", path.display())]
+    #[error(
+        "no agent answers at `{}` ({}); see `systemctl status eastwall`, or name its socket with --socket",
+        path.display(),
+        cause.kind()
+    )]
     Unreachable {
         /// The socket.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The group.
     #[error("`{}` may be used by root and the group `eastwall` only; try `sudo`", path.display())]
     NotPermitted {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
     },
     /// It hung up.
     #[error("the agent hung up without an answer")]
@@ -57,9 +59,9 @@ pub fn stream(
     request: &Request,
 ) -> Result<impl Iterator<Item = Result<Reply, ClientError>> + use<>, ClientError> {
     let path = || socket.to_owned();
-    let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path: path(), source },
-        _ => ClientError::Unreachable { path: path(), source },
+    let mut stream = UnixStream::connect(socket).map_err(|cause| match cause.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path: path() },
+        _ => ClientError::Unreachable { path: path(), cause },
     })?;
     let mut line = serde_json::to_vec(request).map_err(ClientError::Answer)?;
     line.push(b'\n');

@@ -213,6 +213,8 @@ pub struct Endpoint {
 pub struct Applied {
     /// The epoch that is in force.
     pub epoch: u32,
+    /// Nothing had to be done: this was in force already.
+    pub unchanged: bool,
     /// Sockets that were closed because their edge is gone.
     pub cut: usize,
     /// Edges in the maps.
@@ -239,10 +241,12 @@ pub struct EdgeRow {
     pub ports: String,
     /// Rule id.
     pub rule: String,
+    /// When it ends, RFC 3339; none = never.
+    pub expires: Option<String>,
     /// Hits of the rule in this epoch.
     pub hits: u64,
-    /// Boot second; 0 = never.
-    pub expires: u32,
+    /// Seconds since the last of them; none = not yet.
+    pub last_seconds_ago: Option<u64>,
 }
 
 /// An override in force.

@@ -85,13 +85,22 @@ pub enum InvalidQuestion {
     #[error(transparent)]
     Port(#[from] InvalidPort),
     /// A port name that nobody has.
-    #[error("`{to}` has no port called `{port}`")]
+    #[error("`{to}` has no port called `{port}`; {}", known_ports(known))]
     PortName {
         /// The callee.
         to: String,
         /// The port.
         port: String,
+        /// The names that it has.
+        known: Vec<String>,
     },
+}
+
+fn known_ports(known: &[String]) -> String {
+    match known {
+        [] => "none of its ports has a name; write `tcp/443`".to_owned(),
+        known => format!("it has `{}`", known.join("`, `")),
+    }
 }
 
 fn hint(suggestion: Option<&String>) -> String {
@@ -148,7 +157,8 @@ pub fn target(policy: &Policy, written: &str) -> Result<(Party, PortSpec), Inval
             Party::Address(_) => vec![to.to_string()],
         };
         if let Some(to) = members.into_iter().find(|member| policy.ports_on(member, &spec).is_none()) {
-            return Err(InvalidQuestion::PortName { to, port: port.clone() });
+            let known = policy.workloads.get(&to).map(|w| w.ports.keys().cloned().collect()).unwrap_or_default();
+            return Err(InvalidQuestion::PortName { to, port: port.clone(), known });
         }
     }
     Ok((to, spec))

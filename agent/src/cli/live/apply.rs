@@ -9,8 +9,8 @@ use super::{ask, unexpected};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output},
-        policy::set,
+        output::Output,
+        policy::set::{self, count},
     },
     control::wire::{Applied, Reply, Request},
 };
@@ -52,14 +52,16 @@ fn show(reply: Reply, output: &mut Output) -> Result<Exit, CliError> {
 
 /// One line, or the machine form.
 pub(super) fn applied_text(applied: &Applied, output: &mut Output, what: &str) -> Result<(), CliError> {
-    if output.format == Format::Table {
+    if output.for_people() {
         if !applied.warnings.is_empty() && !output.quiet {
             output.talk(&applied.warnings);
         }
-        output.write(&format!(
-            "{what} in {} ms: epoch {}, {} edges; {} sockets cut\n",
-            applied.millis, applied.epoch, applied.edges, applied.cut
-        ))
+        let (edges, cut) = (count(applied.edges, "edge"), count(applied.cut, "socket"));
+        let Applied { epoch, unchanged, cut: _, edges: _, id: _, millis, warnings: _ } = applied;
+        output.write(&match unchanged {
+            true => format!("nothing to do: this is the policy in force, epoch {epoch}, {edges}\n"),
+            false => format!("{what} in {millis} ms: epoch {epoch}, {edges}; {cut} cut\n"),
+        })
     } else {
         let value = to_value(applied).map_err(anyhow::Error::from)?;
         output.machine(value.clone(), [value])

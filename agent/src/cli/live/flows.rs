@@ -9,7 +9,7 @@ use super::{failed, refusal};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output},
+        output::Output,
     },
     control::{
         client,
@@ -48,7 +48,7 @@ pub(crate) fn flows(socket: &Path, args: &FlowsArgs, output: &mut Output) -> Res
                 if !wanted(args, &record) {
                     continue;
                 }
-                if output.format == Format::Table {
+                if output.for_people() {
                     output.write(&format!("{line}\n"))?;
                 } else {
                     output.write(&format!("{record}\n"))?;
@@ -59,7 +59,7 @@ pub(crate) fn flows(socket: &Path, args: &FlowsArgs, output: &mut Output) -> Res
                 }
             }
             Reply::Missed { count: 0 } => {
-                if output.format == Format::Table && !output.quiet {
+                if output.for_people() && !output.quiet {
                     output.talk(&crate::events::line::header());
                 }
             }

@@ -5,13 +5,13 @@ use std::path::Path;
 use clap::Subcommand;
 use serde_json::{Value, json, to_value};
 
-use super::{ask, unexpected};
+use super::{ask, status::duration, unexpected};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output},
+        output::Output,
     },
-    control::wire::{Reply, Request},
+    control::wire::{EdgeRow, Reply, Request},
 };
 
 #[derive(Debug, Subcommand)]
@@ -40,15 +40,19 @@ fn dump(socket: &Path, name: Option<&str>, output: &mut Output) -> Result<Exit, 
         other => return Err(unexpected(&other)),
     };
     edges.retain(|e| name.is_none_or(|name| e.from == name || e.to == name));
-    if output.format == Format::Table {
-        let rows: Vec<Vec<String>> = edges
-            .into_iter()
-            .map(|e| {
-                let expires = if e.expires == 0 { "never".to_owned() } else { format!("boot+{}s", e.expires) };
-                vec![e.from, e.to, e.action, e.ports, e.rule, expires, e.hits.to_string()]
-            })
-            .collect();
-        output.table(&["FROM", "TO", "ACTION", "PORTS", "RULE", "EXPIRES", "HITS"], &rows)?;
+    if output.for_people() {
+        let row = |e: EdgeRow| {
+            let expires = e.expires.unwrap_or_else(|| "never".to_owned());
+            let last = e.last_seconds_ago.map_or_else(|| "-".to_owned(), |s| format!("{} ago", duration(s)));
+            vec![e.from, e.to, e.action, e.ports, e.rule, expires, e.hits.to_string(), last]
+        };
+        let rows: Vec<Vec<String>> = edges.into_iter().map(row).collect();
+        let headers = ["FROM", "TO", "ACTION", "PORTS", "RULE", "EXPIRES", "HITS", "LAST"];
+        let nothing = match name {
+            Some(name) => format!("no edge is from or to `{name}`; `eastwall policy show` lists rules"),
+            None => "the policy in force opens nothing".to_owned(),
+        };
+        output.table(&headers, &rows, &nothing)?;
     } else {
         let items: Vec<Value> = edges.iter().map(to_value).collect::<Result<_, _>>().map_err(anyhow::Error::from)?;
         output.machine(json!({"edges": items.clone()}), items)?;
@@ -61,9 +65,9 @@ fn stats(socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
         Reply::Stats { counters } => counters,
         other => return Err(unexpected(&other)),
     };
-    if output.format == Format::Table {
+    if output.for_people() {
         let rows: Vec<Vec<String>> = counters.into_iter().map(|(name, n)| vec![name, n.to_string()]).collect();
-        output.table(&["COUNTER", "VALUE"], &rows)?;
+        output.table(&["COUNTER", "VALUE"], &rows, "there are no counters")?;
     } else {
         let value = to_value(&counters).map_err(anyhow::Error::from)?;
         output.machine(value.clone(), [value])?;

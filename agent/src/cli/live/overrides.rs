@@ -14,9 +14,9 @@ use super::{apply::applied_text, ask, unexpected};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output},
+        output::Output,
     },
-    control::wire::{Override, Reply, Request},
+    control::wire::{Override, OverrideRow, Reply, Request},
     policy::time,
 };
 
@@ -105,14 +105,26 @@ pub(crate) fn overrides(socket: &Path, output: &mut Output) -> Result<Exit, CliE
         Reply::Overrides { overrides } => overrides,
         other => return Err(unexpected(&other)),
     };
-    if output.format == Format::Table {
-        let rows: Vec<Vec<String>> = rows
-            .into_iter()
-            .map(|o| vec![o.id, o.kind, o.from, o.to, o.ports.join(","), time::format(o.expires), o.reason])
-            .collect();
-        output.table(&["ID", "KIND", "FROM", "TO", "PORTS", "ENDS", "REASON"], &rows)?;
+    if output.for_people() {
+        let headers = ["ID", "KIND", "FROM", "TO", "PORTS", "ENDS", "REASON", "TICKET"];
+        let columns = if output.is_wide() { headers.len() } else { 7 };
+        let row = |o: OverrideRow| {
+            let (ports, ends) = (o.ports.join(","), time::format(o.expires));
+            let ticket = o.ticket.unwrap_or_else(|| "-".to_owned());
+            let mut row = vec![o.id, o.kind, o.from, o.to, ports, ends, o.reason, ticket];
+            row.truncate(columns);
+            row
+        };
+        let rows: Vec<Vec<String>> = rows.into_iter().map(row).collect();
+        output.table(&headers[..columns], &rows, "no override is in force")?;
     } else {
-        let items: Vec<Value> = rows.iter().map(to_value).collect::<Result<_, _>>().map_err(anyhow::Error::from)?;
+        let item = |row: &OverrideRow| {
+            let mut item = to_value(row)?;
+            item["expires"] = time::format(row.expires).into();
+            Ok(item)
+        };
+        let items: Vec<Value> =
+            rows.iter().map(item).collect::<Result<_, serde_json::Error>>().map_err(anyhow::Error::from)?;
         output.machine(json!({"overrides": items.clone()}), items)?;
     }
     Ok(Exit::Done)
@@ -122,7 +134,7 @@ fn done(reply: Reply, output: &mut Output, what: &str) -> Result<Exit, CliError>
     match reply {
         Reply::Applied(applied) => {
             applied_text(&applied, output, what)?;
-            if let (Some(id), Format::Table, false) = (&applied.id, output.format, output.quiet) {
+            if let (Some(id), true, false) = (&applied.id, output.for_people(), output.quiet) {
                 output.write(&format!("undo: eastwall revoke --undo {id}\n"))?;
             }
             Ok(Exit::Done)

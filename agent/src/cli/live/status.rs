@@ -8,7 +8,7 @@ use super::{ask, unexpected};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output, escape},
+        output::{Output, escape},
     },
     control::wire::{Reply, Request, Status},
 };
@@ -19,7 +19,7 @@ pub(crate) fn status(socket: &Path, output: &mut Output) -> Result<Exit, CliErro
         Reply::Status(status) => status,
         other => return Err(unexpected(&other)),
     };
-    if output.format == Format::Table {
+    if output.for_people() {
         output.write(&text(&status))?;
     } else {
         let value = to_value(&status).map_err(anyhow::Error::from)?;
@@ -81,7 +81,8 @@ fn short(hash: &str) -> &str {
     digits.get(..6).unwrap_or(digits)
 }
 
-fn duration(seconds: u64) -> String {
+/// Returns `12s`, `5m`, `3h20m`, `2d4h`.
+pub(super) fn duration(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),

@@ -9,7 +9,7 @@ use super::set::{self, Set, count};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output},
+        output::Output,
     },
     clock,
     policy::{
@@ -81,10 +81,10 @@ struct Summary {
 pub(super) fn run(args: &CheckArgs, output: &mut Output) -> Result<Exit, CliError> {
     let files = set::read(&args.paths)?;
     let report = check(args, &files);
-    match (args.format, output.format) {
-        (Some(FindingFormat::Github), _) => github(&report, output)?,
-        (None, Format::Table) => table(args, &files, &report, output)?,
-        (None, Format::Json | Format::Yaml | Format::Jsonl) => machine(&files, &report, output)?,
+    match args.format {
+        Some(FindingFormat::Github) => github(&report, output)?,
+        None if output.for_people() => table(args, &files, &report, output)?,
+        None => machine(&files, &report, output)?,
     }
     let failed = report.summary.as_ref().is_some_and(|summary| summary.failed > 0);
     Ok(match report {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output},
+        output::Output,
     },
     policy::{
         compile::{CompileInput, compile},
@@ -66,7 +66,7 @@ pub(in crate::cli) fn refuse(
     findings: &[Finding],
     output: &mut Output,
 ) -> Result<Exit, CliError> {
-    if output.format == Format::Table {
+    if output.for_people() {
         show(files, findings, output)?;
         let summary = refusal(files, findings);
         output.write(&summary)?;
@@ -86,6 +86,6 @@ pub(super) fn refusal(files: &[PolicyText], findings: &[Finding]) -> String {
 }
 
 /// Returns `1 file`, `2 files`.
-pub(super) fn count(n: usize, what: &str) -> String {
+pub(in crate::cli) fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

@@ -10,7 +10,7 @@ use super::set::{self, Set};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output},
+        output::Output,
     },
     policy::{
         canonical,
@@ -55,7 +55,7 @@ pub(super) fn run(args: &ShowArgs, output: &mut Output) -> Result<Exit, CliError
 }
 
 fn rules(set: &Set, output: &mut Output) -> Result<(), CliError> {
-    if output.format == Format::Table {
+    if output.for_people() {
         let row = |rule: &Rule| {
             let ports: Vec<String> = rule.ports.iter().map(ToString::to_string).collect();
             vec![
@@ -69,7 +69,11 @@ fn rules(set: &Set, output: &mut Output) -> Result<(), CliError> {
             ]
         };
         let rows: Vec<Vec<String>> = set.policy.rules.iter().map(row).collect();
-        return output.table(&["ACTION", "FROM", "TO", "PORTS", "RULE", "EXPIRES", "PLACE"], &rows);
+        return output.table(
+            &["ACTION", "FROM", "TO", "PORTS", "RULE", "EXPIRES", "PLACE"],
+            &rows,
+            "the policy has no rules",
+        );
     }
     let mut document = canonical::value(&set.policy);
     let items = document["rules"].as_array().cloned().unwrap_or_default();
@@ -95,7 +99,7 @@ fn edges(set: &Set, output: &mut Output) -> Result<(), CliError> {
         }
     }
     items.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
-    if output.format == Format::Table {
+    if output.for_people() {
         let row = |edge: Edge| {
             let Edge { from, to, ports, action, rule, expires } = edge;
             let expires = expires.unwrap_or_else(|| "never".to_owned());
@@ -113,7 +117,7 @@ fn edges(set: &Set, output: &mut Output) -> Result<(), CliError> {
             ]
         };
         rows.extend(BUILT_INS.map(built_in));
-        return output.table(&["FROM", "TO", "PORTS", "ACTION", "RULE", "EXPIRES"], &rows);
+        return output.table(&["FROM", "TO", "PORTS", "ACTION", "RULE", "EXPIRES"], &rows, "the policy opens nothing");
     }
     let items: Vec<Value> = items.into_iter().map(Edge::into_json).collect();
     let built_ins: Vec<Value> = BUILT_INS.iter().map(|(name, what)| json!({"rule": name, "what": what})).collect();

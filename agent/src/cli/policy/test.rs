@@ -9,7 +9,7 @@ use super::set::{self, Set};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        output::{Format, Output, escape},
+        output::{Output, escape},
     },
     clock,
     policy::{
@@ -44,7 +44,7 @@ pub(super) fn run(args: &TestArgs, output: &mut Output) -> Result<Exit, CliError
     let outcomes = assertions::run(&set.policy, &set.map, now);
     let failed = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
     let passed = outcomes.len() - failed;
-    if output.format == Format::Table {
+    if output.for_people() {
         let mut text = String::new();
         for outcome in &outcomes {
             write_outcome(&mut text, &set, outcome, now, args.verbose);

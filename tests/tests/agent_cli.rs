@@ -1,0 +1,135 @@
+//! What the command line says about a running agent, to a person who has just come, and what it ends with.
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::{fs, process::Output};
+
+use eastwall::policy::time;
+use serde_json::Value;
+use tests::{
+    lab::{AgentOptions, Errno},
+    scene::{LONG, LOOPBACK, PORT, Scene},
+};
+
+const WEB_TO_DB: &str = "[{ id: web-db, from: web, to: db, ports: [pg] }]";
+
+fn open() -> Option<Scene> {
+    let with_a_name = |lab: &tests::lab::Lab| {
+        let policy = tests::scene::policy(lab, WEB_TO_DB, "");
+        let db = "- { name: db, ";
+        assert!(policy.contains(db), "{policy}");
+        policy.replace(db, &format!("{db}ports: {{ pg: tcp/{PORT} }}, "))
+    };
+    Scene::open_by(with_a_name, &AgentOptions::default())
+}
+
+/// Exit code, stdout, stderr.
+fn said(output: Output) -> (Option<i32>, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn json(scene: &Scene, words: &[&str]) -> Value {
+    let (_, out, err) = said(scene.agent.cli(&[words, &["-o", "json"]].concat()));
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"))
+}
+
+#[test]
+fn a_wrong_letter_ends_with_3_place_caret_and_suggestion_and_changes_nothing() {
+    let Some(scene) = open() else { return };
+    let connects = || {
+        let (listener, to) = scene.db.tcp_listen((LOOPBACK[0], PORT).into()).unwrap();
+        let result = scene.web.tcp_connect(to, LONG).map(|socket| scene.web.close(socket));
+        scene.db.close(listener);
+        result
+    };
+    assert_eq!(connects(), Ok(()), "the rule is in force");
+    let before = scene.agent.status();
+    let sound = fs::read_to_string(scene.agent.policy_file()).unwrap();
+    let typo = sound.replace("from: web, to: db", "from: wbe, to: db");
+    assert_ne!(typo, sound);
+    let (line, column) = typo.lines().zip(1..).find_map(|(l, n)| Some((n, l.find("wbe")? + 1))).unwrap();
+    let path = scene.agent.path("typo.yaml");
+    fs::write(&path, &typo).unwrap();
+
+    for verb in ["check", "apply"] {
+        let (code, out, err) = said(scene.agent.cli(&["policy", verb, path.to_str().unwrap()]));
+        assert_eq!(code, Some(3), "{verb}: {out}{err}");
+        for expected in [
+            "error[E03]: no workload, external or group is called `wbe`".to_owned(),
+            format!("{}:{line}:{column}", path.display()),
+            "^^^ did you mean `web`".to_owned(),
+            "1 error in 1 file. Nothing was applied. More: eastwall explain E03".to_owned(),
+        ] {
+            assert!(out.contains(&expected), "{verb} does not say {expected}:\n{out}{err}");
+        }
+    }
+    let after = scene.agent.status();
+    assert_eq!((after.epoch, &after.policy_hash), (before.epoch, &before.policy_hash));
+    assert_eq!(after.problems, Vec::<String>::new());
+    assert_eq!(connects(), Ok(()), "the running policy is unchanged");
+
+    // In the agent's own directory it is refused as well, by `reload` and by `status`.
+    fs::write(scene.agent.policy_file(), &typo).unwrap();
+    let (code, out, err) = said(scene.agent.cli(&["reload"]));
+    assert!(code == Some(3) && err.contains("^^^ did you mean `web`"), "{code:?}: {out}{err}");
+    let (code, out, _) = said(scene.agent.cli(&["status"]));
+    assert!(code == Some(1) && out.contains("the last complete policy stays in force"), "{code:?}: {out}");
+    assert_eq!(scene.agent.status().epoch, before.epoch);
+    assert_eq!(connects(), Ok(()), "the last complete policy stays in force");
+}
+
+#[test]
+fn unknown_names_end_with_2_and_say_what_was_meant() {
+    let Some(scene) = open() else { return };
+    let epoch = scene.agent.status().epoch;
+    for (words, expected) in [
+        (
+            &["revoke", "web", "dbb", "--reason", "x"][..],
+            "no workload, external or group is called `dbb`; did you mean `db`?",
+        ),
+        (&["revoke", "wbe", "db", "--reason", "x"], "did you mean `web`?"),
+        (
+            &["break-glass", "other", "db:pgg", "--reason", "x", "--for", "1m", "--yes"],
+            "`db` has no port called `pgg`; it has `pg`",
+        ),
+        (&["break-glass", "other", "db:pg", "--reason", "x", "--for", "30h", "--yes"], "at most 24 h, not 108000 s"),
+        (&["explain", "web", "db:pgg"], "it has `pg`"),
+        (&["explain", "wbe", "db:pg"], "did you mean `web`?"),
+        (&["revoke", "--undo", "ov-9"], "`eastwall overrides` lists them"),
+    ] {
+        let (code, out, err) = said(scene.agent.cli(words));
+        assert!(code == Some(2) && out.is_empty() && err.contains(expected), "{words:?}: {code:?} {out}{err}");
+    }
+    assert_eq!(scene.agent.status().epoch, epoch, "none of it changed anything");
+}
+
+#[test]
+fn what_is_in_force_is_shown_with_times_that_a_clock_shows() {
+    let Some(scene) = open() else { return };
+    let (code, out, err) = said(scene.agent.cli(&["overrides"]));
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "", "no override is in force\n"));
+    let (code, out, _) = said(scene.agent.cli(&["reload"]));
+    assert!(code == Some(0) && out.starts_with("nothing to do: this is the policy in force, epoch 1, "), "{out}");
+
+    // `any` may stand in an override although nobody can be asked about it.
+    let (code, out, err) = said(scene.agent.cli(&["revoke", "any", "db", "--reason", "INC-1", "--ticket", "T-7"]));
+    assert!(code == Some(0) && out.contains("undo: eastwall revoke --undo ov-1"), "{out}{err}");
+    let (listener, to) = scene.db.tcp_listen((LOOPBACK[0], PORT).into()).unwrap();
+    assert_eq!(scene.web.tcp_connect(to, LONG), Err(Errno::PERM));
+    scene.db.close(listener);
+    let row = &json(&scene, &["overrides"])["overrides"][0];
+    let expires = row["expires"].as_str().unwrap();
+    assert!(expires.ends_with('Z') && expires.contains('T'), "{row:#}");
+    let edges = json(&scene, &["map", "dump", "--name", "any"]);
+    let edge = &edges["edges"][0];
+    assert_eq!((&edge["action"], &edge["rule"]), (&"override-deny".into(), &"ov-1".into()), "{edges:#}");
+    // The kernel counts whole seconds of its own clock.
+    let seconds = |text: &str| time::parse(text).unwrap();
+    assert!((seconds(edge["expires"].as_str().unwrap()) - seconds(expires)).abs() <= 2, "{edge:#}");
+    let (_, out, _) = said(scene.agent.cli(&["overrides", "-o", "wide"]));
+    assert!(out.lines().next().unwrap().ends_with("TICKET") && out.contains("T-7"), "{out}");
+    let (_, out, _) = said(scene.agent.cli(&["identities", "-o", "wide", "--no-headers"]));
+    assert!(out.lines().any(|line| line.ends_with("spiffe://lab.example/web")), "{out}");
+    let (_, out, _) = said(scene.agent.cli(&["map", "dump"]));
+    assert!(out.lines().next().unwrap().ends_with("HITS  LAST"), "{out}");
+}
