@@ -35,7 +35,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 }
 
 #[test]
-fn a_revocation_ends_the_open_connection_at_both_ends_and_its_undoing_restores_the_flow() {
+fn g70_a_revocation_ends_the_open_connection_at_both_ends_and_its_undoing_restores_the_flow() {
     const ROUNDS: usize = 50;
     let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
     let mut times = Vec::new();

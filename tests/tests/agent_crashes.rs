@@ -48,7 +48,7 @@ fn held(agent: &Agent) -> usize {
 }
 
 #[test]
-fn killing_the_agent_under_load_lets_no_denied_payload_pass_and_cuts_no_allowed_connection() {
+fn g82_killing_the_agent_under_load_lets_no_denied_payload_pass_and_cuts_no_allowed_connection() {
     let kills = repetitions(20, 100);
     let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
     let addr = SocketAddr::new(LOOPBACK[0], PORT);
@@ -119,7 +119,7 @@ fn killing_the_agent_under_load_lets_no_denied_payload_pass_and_cuts_no_allowed_
 }
 
 #[test]
-fn an_agent_that_is_gone_leaves_verdicts_as_they_are_and_its_successor_applies_what_changed() {
+fn g82_an_agent_that_is_gone_leaves_verdicts_as_they_are_and_its_successor_applies_what_changed() {
     let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
     let connection = scene.connection(LOOPBACK[0]);
     scene.agent.stop();

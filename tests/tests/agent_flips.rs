@@ -103,11 +103,11 @@ fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
 }
 
 #[test]
-fn no_packet_is_judged_by_a_mixture_of_two_policies_when_calls_are_refused_early() {
+fn g84_no_packet_is_judged_by_a_mixture_of_two_policies_when_calls_are_refused_early() {
     flips_deliver_nothing_that_only_a_mixture_allows(true);
 }
 
 #[test]
-fn no_packet_is_judged_by_a_mixture_of_two_policies_when_only_packets_are_judged() {
+fn g84_no_packet_is_judged_by_a_mixture_of_two_policies_when_only_packets_are_judged() {
     flips_deliver_nothing_that_only_a_mixture_allows(false);
 }

@@ -106,7 +106,7 @@ fn without_early_refusal_the_packets_of_a_denied_flow_never_arrive() {
 }
 
 #[test]
-fn every_denial_of_a_flood_is_told_once() {
+fn g73_every_denial_of_a_flood_is_told_once() {
     const FLOOD: usize = 5_000;
     let Some(scene) = Scene::open(WEB_TO_DB, &AgentOptions::default()) else { return };
     allowed_flows_pass(&scene, LOOPBACK[0]);

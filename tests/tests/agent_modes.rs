@@ -111,7 +111,7 @@ fn the_workload_that_listens_is_protected_even_if_the_caller_is_only_audited() {
 }
 
 #[test]
-fn a_policy_that_does_not_fit_is_refused_whole_and_the_running_one_goes_on() {
+fn g68_a_policy_that_does_not_fit_is_refused_whole_and_the_running_one_goes_on() {
     let more = Map::from_iter([("capacity".to_owned(), json!({ "edges": 8, "cgroups": 64, "flows": 1024 }))]);
     let Some(mut scene) = Scene::open(OPEN, &AgentOptions { more, ..AgentOptions::default() }) else { return };
     let connection = scene.connection(LOOPBACK[0]);

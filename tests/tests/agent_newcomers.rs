@@ -18,7 +18,7 @@ fn with_late(lab: &Lab) -> String {
 }
 
 #[test]
-fn the_first_packet_of_a_new_cgroup_is_judged_and_a_labelled_one_passes_soon() {
+fn g30_the_first_packet_of_a_new_cgroup_is_judged_and_a_labelled_one_passes_soon() {
     assert_eq!(Errno::PERM.raw_os_error(), 1);
     let rounds = repetitions(1_000, 10_000);
     let Some(scene) = Scene::open_by(with_late, &AgentOptions::default()) else { return };
@@ -71,7 +71,7 @@ fn the_first_packet_of_a_new_cgroup_is_judged_and_a_labelled_one_passes_soon() {
 }
 
 #[test]
-fn sockets_older_than_the_agent_are_judged_the_denied_half_stops_and_the_allowed_half_goes_on() {
+fn g22_of_sockets_older_than_the_agent_the_denied_half_stops_and_the_allowed_half_goes_on() {
     let Some(lab) = Lab::open(&[Need::Ip, Need::Agent]) else { return };
     let net = NetNs::new();
     let cgroups = ["web", "db", "other"].map(|name| lab.cgroup().child(name));
@@ -108,7 +108,7 @@ fn sockets_older_than_the_agent_are_judged_the_denied_half_stops_and_the_allowed
 }
 
 #[test]
-fn a_process_that_moves_and_a_socket_that_is_given_away_gain_nothing() {
+fn g20_a_socket_that_is_given_away_gains_nothing() {
     let rules = "[{ from: web, to: db, ports: [udp/5432] }]";
     let Some(scene) = Scene::open(rules, &AgentOptions::default()) else { return };
     let (receiver, to) = scene.db.udp_bind(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();

@@ -129,7 +129,7 @@ fn a_flow_that_stays_allowed_is_never_cut() {
 }
 
 #[test]
-fn an_open_flow_stops_with_its_edge_and_goes_on_with_it() {
+fn g70_an_open_flow_stops_with_its_edge_and_goes_on_with_it() {
     everywhere(|scene, family| {
         scene.allow(&["web -> db: tcp/any"]);
         let (caller, callee) = connection(scene, family);
@@ -158,7 +158,7 @@ fn an_open_flow_stops_with_its_edge_and_goes_on_with_it() {
 }
 
 #[test]
-fn a_flow_that_is_cut_resets_its_peer_though_everything_is_denied() {
+fn g70_a_flow_that_is_cut_resets_its_peer_though_everything_is_denied() {
     everywhere(|scene, family| {
         scene.allow(&["web -> db: tcp/any"]);
         let (caller, callee) = connection(scene, family);

@@ -7,6 +7,7 @@ mod ci;
 mod deb;
 mod demo;
 mod fuzz;
+mod gaps;
 mod licences;
 mod run;
 mod setup;
@@ -41,6 +42,11 @@ enum Task {
         /// Which tests
         #[arg(default_value = "all")]
         scope: Scope,
+    },
+    /// Run the tests that prove the gaps, and print which test proves which
+    Gaps {
+        /// Numbers of gaps; all if none is named
+        numbers: Vec<u16>,
     },
     /// See it work: a small shop of real programs, guarded step by step; as root
     Demo(demo::Options),
@@ -114,6 +120,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup { scope } => setup::run(&workspace, scope),
         Task::Test { scope } => test::run(&workspace, scope),
+        Task::Gaps { numbers } => gaps::run(&workspace, &numbers),
         Task::Demo(options) => demo::run(&workspace, &options),
         Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
         Task::Bench { quick, check, parts } => bench::run(&workspace, quick, check, &parts),

@@ -3,11 +3,12 @@
 use std::{
     env,
     ffi::OsString,
+    io::{BufRead as _, BufReader, Write},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::workspace::Workspace;
 
@@ -63,6 +64,29 @@ pub fn read(command: &mut Command) -> Result<String> {
         bail!("`{line}` failed: {}: {}", output.status, talk.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs `command`, writes what it prints to `out` line by line, and returns those lines and how it ended.
+///
+/// # Errors
+///
+/// It cannot be started, or its output cannot be read or written. That it fails is no error here.
+pub fn tee(command: &mut Command, out: &mut impl Write) -> Result<(Vec<String>, Result<()>)> {
+    let line = line(command);
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("start `{line}`"))?;
+    let mut lines = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        for bytes in BufReader::new(stdout).split(b'\n') {
+            let bytes = bytes.with_context(|| format!("read what `{line}` prints"))?;
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            writeln!(out, "{text}").context("print what a command prints")?;
+            lines.push(text);
+        }
+    }
+    let status = child.wait().with_context(|| format!("wait for `{line}`"))?;
+    let passed = if status.success() { Ok(()) } else { Err(anyhow!("`{line}` failed: {status}")) };
+    Ok((lines, passed))
 }
 
 /// Runs `work` under a heading and returns how long it took.

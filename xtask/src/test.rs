@@ -1,22 +1,50 @@
 //! `xtask test`: the tests that need nothing, and those that need root and a kernel.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    io::{self, Write},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    Scope, fuzz,
-    run::{cargo, read, run as run_command},
+    Scope, fuzz, gaps,
+    run::{cargo, read, run as run_command, tee},
     setup,
     workspace::Workspace,
 };
 
-/// Sets up what `scope` needs and runs its tests.
+/// What a run of tests printed and how it ended.
+pub struct Ran {
+    /// The lines of its standard output.
+    pub lines: Vec<String>,
+    /// The error says which command failed.
+    pub passed: Result<()>,
+}
+
+/// Sets up what `scope` needs and runs its tests. A run of all of them ends in the table of gaps.
 ///
 /// # Errors
 ///
-/// Something is missing that cannot be installed, or a test fails.
+/// Something is missing that cannot be installed, a test fails, or a gap has no test.
 pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
+    let ran = run_tests(workspace, scope, &[], &mut io::stdout())?;
+    let told = if matches!(scope, Scope::All) { gaps::tell_all(&ran.lines) } else { Ok(()) };
+    ran.passed.and(told)?;
+    if scope.has_fuzz() {
+        fuzz::run(workspace, fuzz::SECONDS_SHORT, &[])?;
+    }
+    Ok(())
+}
+
+/// Sets up what `scope` needs, and runs those of its tests whose name has one of `filters` in it; all of
+/// them if there is none. What they print is written to `out` as it comes.
+///
+/// # Errors
+///
+/// Something is missing that cannot be installed, or the tests cannot be started.
+pub fn run_tests(workspace: &Workspace, scope: Scope, filters: &[String], out: &mut impl Write) -> Result<Ran> {
     setup::run(workspace, scope)?;
     if scope.has_kernel() {
         build_agents(workspace)?;
@@ -38,11 +66,11 @@ pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
             run_tests_by_sudo(&mut command)?;
         }
     }
-    run_command(&mut command)?;
-    if scope.has_fuzz() {
-        fuzz::run(workspace, fuzz::SECONDS_SHORT, &[])?;
+    if !filters.is_empty() {
+        command.arg("--").args(filters);
     }
-    Ok(())
+    let (lines, passed) = tee(&mut command, out)?;
+    Ok(Ran { lines, passed })
 }
 
 /// Builds what the tests start: cargo builds no program of a package that it only imports. The usual agent

@@ -22,7 +22,7 @@ fn actual(map: &MapState, sample: &Sample) -> Decision {
 }
 
 #[test]
-fn the_compiled_policy_decides_as_the_specification_does() {
+fn g85_the_compiled_policy_decides_as_the_specification_does() {
     let (mut allowed, mut spilled, mut sets, mut expired) = (0, 0, 0, 0);
     for case in cases() {
         for sample in &case.samples {

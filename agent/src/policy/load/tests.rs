@@ -131,7 +131,7 @@ fn order_and_the_split_over_files_do_not_matter() {
 }
 
 #[test]
-fn fields_are_strict() {
+fn g85_fields_are_strict_and_empty_is_never_everything() {
     refused("  alow: [{}]\n", &[("E01", "did you mean `allow`?")]);
     refused("  x-mine: [{}]\n  imports: [x]\n", &[("E01", "`imports` in `spec` is not supported by this version")]);
     refused("  allow: []\n", &[("E06", "`allow` is an empty list")]);
@@ -266,7 +266,7 @@ fn selectors_are_checked_key_by_key() {
 }
 
 #[test]
-fn groups_end_and_externals_are_ranges() {
+fn g85_groups_end_and_externals_are_ranges() {
     let groups = "  groups: [{ name: a, members: [b] }, { name: b, members: [a] }]\n";
     refused(groups, &[("E07", "b -> a -> b"), ("E07", "a -> b -> a")]);
     refused("  groups: [{ name: a, members: [world] }]\n", &[("E03", "cannot be a member")]);
