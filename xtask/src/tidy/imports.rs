@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn aya_is_found_everywhere_but_in_datapath() {
         assert_eq!(count("agent/src/agent.rs", "use aya::maps::HashMap;"), 1);
-        assert_eq!(count("agent/src/datapath/kernel.rs", "use aya::maps::HashMap;"), 0);
+        assert_eq!(count("agent/src/datapath/kernel/mod.rs", "use aya::maps::HashMap;"), 0);
         assert_eq!(count("agent/src/datapath_extra.rs", "use aya::maps::HashMap;"), 1);
         assert_eq!(count("agent-common/src/pod.rs", "unsafe impl aya::Pod for X {}"), 0);
         assert_eq!(count("agent-common/src/flow.rs", "unsafe impl aya::Pod for X {}"), 2);

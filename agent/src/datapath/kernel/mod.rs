@@ -1,0 +1,155 @@
+//! The running kernel side: loads the programs on the maps that are pinned, and adopts what an earlier
+//! agent left running.
+
+mod attach;
+mod config;
+mod fill;
+mod read;
+
+use std::io;
+
+use agent_common::{
+    id::Epoch,
+    layout::{DenyCounter, DenyKey, DenyStat, FlowKey, FlowState, IdentEntry, RuleStat, Settings, UidKey, names::map},
+};
+use aya::{Ebpf, EbpfLoader, maps::MapData};
+
+pub use self::config::{Capacity, DatapathConfig, DatapathError, Identities, Prepared, Runs};
+use super::{
+    btf::Btf,
+    log, object,
+    pins::Pins,
+    sys,
+    table::{Table, TableError},
+};
+
+/// The running kernel side.
+pub struct Datapath {
+    config: DatapathConfig,
+    ebpf: Ebpf,
+    pins: Pins,
+    cpus: usize,
+    edges: Table<u32, u32>,
+    spill: Table<u32, u32>,
+    addr_ext: Table<u32, u32>,
+    cgrp_ident: Table<u64, IdentEntry>,
+    uid_ident: Table<UidKey, IdentEntry>,
+    epoch: Table<u32, u64>,
+    settings: Table<u32, Settings>,
+    flows: Table<FlowKey, FlowState>,
+    flow_quota: Table<u64, u64>,
+    rule_stats: Table<u32, RuleStat>,
+    deny_counts: Table<u32, u64>,
+    deny_seen: Table<DenyKey, DenyStat>,
+    deny_folded: Table<[u64; 2], DenyStat>,
+    in_force: Epoch,
+}
+
+impl Datapath {
+    /// Loads the programs on the pinned maps, making those that are missing. Attaches nothing yet:
+    /// what an earlier agent attached goes on with its own programs.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`]. What was pinned before is untouched.
+    pub fn load(config: DatapathConfig) -> Result<Self, DatapathError> {
+        let bytes = object::bytes().ok_or(DatapathError::NoPrograms)?;
+        let pins = Pins::open(&config.pins, &config.run)?;
+        let btf = Btf::of_kernel()?;
+        let (kn, id) = (btf.offset("cgroup", "kn")?, btf.offset("kernfs_node", "id")?);
+        let parent = btf.offset("cgroup", "self")? + btf.offset("cgroup_subsys_state", "parent")?;
+        let mut secret = [0; 8];
+        rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| DatapathError::Secret(e.into()))?;
+        let secret = u64::from_ne_bytes(secret);
+
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("SECRET", &secret, true)
+            .override_global("OFF_CGROUP_KN", &kn, true)
+            .override_global("OFF_KN_ID", &id, true)
+            .override_global("OFF_PARENT", &parent, true)
+            .override_global(log::LEVEL, log::level(config.kernel_log), log::BUILT_IN)
+            .map_max_entries(log::RING, log::room(config.kernel_log))
+            .map_max_entries(map::CGRP_IDENT, config.capacity.cgroups)
+            .map_max_entries(map::FLOWS, config.capacity.flows);
+        for name in map::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(bytes).map_err(DatapathError::Load)?;
+        check_shapes(&pins, &config.capacity)?;
+        attach::load_programs(&mut ebpf)?;
+
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| DatapathError::Secret(e))?;
+        let mut datapath = Self {
+            edges: open(&pins, map::EDGES)?,
+            spill: open(&pins, map::SPILL)?,
+            addr_ext: open(&pins, map::ADDR_EXT)?,
+            cgrp_ident: open(&pins, map::CGRP_IDENT)?,
+            uid_ident: open(&pins, map::UID_IDENT)?,
+            epoch: open(&pins, map::EPOCH)?,
+            settings: open(&pins, map::SETTINGS)?,
+            flows: open(&pins, map::FLOWS)?,
+            flow_quota: open(&pins, map::FLOW_QUOTA)?,
+            rule_stats: open(&pins, map::RULE_STATS)?,
+            deny_counts: open(&pins, map::DENY_COUNTS)?,
+            deny_seen: open(&pins, map::DENY_SEEN)?,
+            deny_folded: open(&pins, map::DENY_FOLDED)?,
+            in_force: Epoch(0),
+            config,
+            ebpf,
+            pins,
+            cpus,
+        };
+        let epoch = datapath.epoch.get(&0)?.unwrap_or(0);
+        datapath.in_force = Epoch(u32::try_from(epoch).unwrap_or(0));
+        Ok(datapath)
+    }
+
+    /// The epoch in force; 0 = no policy was ever applied.
+    #[must_use]
+    pub const fn in_force(&self) -> Epoch {
+        self.in_force
+    }
+}
+
+/// Room in `uid_ident`.
+const UID_ENTRIES: u32 = 16_384;
+
+fn open<K, V>(pins: &Pins, name: &'static str) -> Result<Table<K, V>, TableError>
+where
+    K: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable,
+    V: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable,
+{
+    let failed = |source| TableError { map: name, verb: "open the pin of", source };
+    let fd = sys::open_pin(&pins.map(name)).map_err(failed)?;
+    Ok(Table::new(fd.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?, name))
+}
+
+/// aya takes a pinned map as it is, so what is pinned is compared here.
+fn check_shapes(pins: &Pins, capacity: &Capacity) -> Result<(), DatapathError> {
+    let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    for (name, key, value, entries) in [
+        (map::CGRP_IDENT, 8, size(size_of::<IdentEntry>()), capacity.cgroups),
+        (map::UID_IDENT, size(size_of::<UidKey>()), size(size_of::<IdentEntry>()), UID_ENTRIES),
+        (map::FLOWS, size(size_of::<FlowKey>()), size(size_of::<FlowState>()), capacity.flows),
+        (map::SETTINGS, 4, size(size_of::<Settings>()), 2),
+        (map::EDGES, 4, 4, 2),
+        (map::RULE_STATS, 4, size(size_of::<RuleStat>()), 32_768),
+        (map::DENY_SEEN, size(size_of::<DenyKey>()), size(size_of::<DenyStat>()), 65_536),
+        (map::DENY_COUNTS, 4, 8, DenyCounter::COUNT),
+    ] {
+        let info = MapData::from_pin(pins.map(name)).and_then(|m| m.info());
+        let info = info.map_err(|e| DatapathError::Map(name, e))?;
+        for (what, found, wanted) in [
+            ("a key size of", info.key_size(), key),
+            ("a value size of", info.value_size(), value),
+            ("a capacity of", info.max_entries(), entries),
+        ] {
+            if found != wanted {
+                return Err(DatapathError::Shape { map: name, what, found, wanted });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! What the programs wrote: denials, hits, flows, events, runs.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use agent_common::{
+    id::RuleNumber,
+    layout::{DenyCounter, DenyKey, DenyStat, RuleStat, names::map},
+};
+use aya::maps::RingBuf;
+
+use super::{Datapath, DatapathError, Runs};
+use crate::datapath::{
+    log::KernelLog,
+    ring::Ring,
+    sys,
+    table::{Table, TableError},
+};
+
+impl Datapath {
+    /// Returns the sums of the denials, indexed by [`DenyCounter`].
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn deny_counts(&self) -> Result<[u64; DenyCounter::COUNT as usize], TableError> {
+        let mut sums = [0; DenyCounter::COUNT as usize];
+        for (index, sum) in (0_u32..).zip(&mut sums) {
+            *sum = self.deny_counts.get_per_cpu(&index, self.cpus)?.iter().sum();
+        }
+        Ok(sums)
+    }
+
+    /// Returns the hits of the policy in force, by rule number.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn hits(&self) -> Result<BTreeMap<RuleNumber, RuleStat>, TableError> {
+        let side = self.in_force.side();
+        let Some(settings) = self.settings.get(&side)? else {
+            return Ok(BTreeMap::new());
+        };
+        let mut hits = BTreeMap::new();
+        for rule in 0..=settings.rules {
+            let shares = self.rule_stats.get_per_cpu(&(settings.stats_base + rule), self.cpus)?;
+            let stat = shares.iter().fold(RuleStat::default(), |sum, share| RuleStat {
+                decisions: sum.decisions + share.decisions,
+                last_ns: sum.last_ns.max(share.last_ns),
+            });
+            if stat.decisions != 0 {
+                hits.insert(RuleNumber(rule), stat);
+            }
+        }
+        Ok(hits)
+    }
+
+    /// The table of repeats, for the windows of the event pipeline.
+    #[must_use]
+    pub const fn deny_seen(&self) -> &Table<DenyKey, DenyStat> {
+        &self.deny_seen
+    }
+
+    /// The table of denials beyond the budget.
+    #[must_use]
+    pub const fn deny_folded(&self) -> &Table<[u64; 2], DenyStat> {
+        &self.deny_folded
+    }
+
+    /// Forgets flows that are idle and sets every owner's count right; returns how many are left.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn sweep_flows(&self, now_tick: u32) -> Result<usize, TableError> {
+        let mut owners: HashMap<u64, u64> = HashMap::new();
+        let mut left = 0;
+        for key in self.flows.keys()? {
+            let Some(state) = self.flows.get(&key)? else { continue };
+            // One tick more than the programs allow, so that none is deleted that they would still use.
+            let limit = if state.both_ways != 0 { 169 } else { 29 };
+            if now_tick.wrapping_sub(state.last_seen) > limit {
+                self.flows.remove(&key)?;
+            } else {
+                *owners.entry(key.owner).or_default() += 1;
+                left += 1;
+            }
+        }
+        for owner in self.flow_quota.keys()? {
+            match owners.get(&owner) {
+                Some(count) => self.flow_quota.put(&owner, count)?,
+                None => drop(self.flow_quota.remove(&owner)?),
+            }
+        }
+        Ok(left)
+    }
+
+    /// Returns how many flows the table holds.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn flow_count(&self) -> Result<usize, TableError> {
+        Ok(self.flows.keys()?.len())
+    }
+
+    /// Takes the ring of denials; once.
+    #[must_use]
+    pub fn take_events(&mut self) -> Option<Ring> {
+        self.take_ring(map::EVENTS)
+    }
+
+    /// Takes the ring of cgroups made and released; once.
+    #[must_use]
+    pub fn take_cgroup_events(&mut self) -> Option<Ring> {
+        self.take_ring(map::CGROUP_EVENTS)
+    }
+
+    /// Takes what the programs say; once, and only if they were loaded to say something.
+    #[must_use]
+    pub fn take_log(&mut self) -> Option<KernelLog> {
+        if self.config.kernel_log { KernelLog::of(&mut self.ebpf) } else { None }
+    }
+
+    /// A loaded program, to be run on packets without traffic ([`crate::datapath::test_run`]).
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
+        let failed = |source| DatapathError::Program { verb: "find", program: name, source };
+        let program = self.ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
+        Ok(program.fd().map_err(|e| failed(Box::new(e)))?.as_fd())
+    }
+
+    /// Runs a program on a packet over loopback, without traffic; returns (code, ns).
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn test_run(&self, name: &'static str, frame: &[u8], repeat: u32) -> Result<(u32, u32), DatapathError> {
+        let failed = |source| DatapathError::Program { verb: "run", program: name, source };
+        let run = sys::test_run(self.program(name)?, frame, 0, repeat).map_err(|e| failed(Box::new(e)))?;
+        Ok((run.code, run.duration_ns))
+    }
+
+    /// Returns how often and how long a program ran while the kernel kept statistics about programs.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn runs(&self, name: &'static str) -> Result<Runs, DatapathError> {
+        let failed = |source| DatapathError::Program { verb: "ask about", program: name, source };
+        let program = self.ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
+        let info = program.info().map_err(|e| failed(Box::new(e)))?;
+        Ok(Runs { count: info.run_count(), time: info.run_time() })
+    }
+
+    fn take_ring(&mut self, name: &str) -> Option<Ring> {
+        let map = self.ebpf.take_map(name)?;
+        Some(Ring(RingBuf::try_from(map).ok()?))
+    }
+}
