@@ -13,7 +13,7 @@ use agent_common::{
     verdict::Reason,
 };
 use eastwall::datapath::cut::Diag;
-use tests::lab::{Command, Denials, Errno, Family, Kind, Place, Scene, Socket, everywhere, magic};
+use tests::lab::{Command, Errno, Family, Kind, Place, Scene, Socket, everywhere, magic};
 
 /// Long enough for every answer that comes. Where none comes, `BRIEF` is waited for: less than the second
 /// after which a SYN is sent again.
@@ -40,12 +40,6 @@ fn refused(scene: &Scene) -> Errno {
 
 fn received(scene: &Scene, socket: Socket) -> Vec<u8> {
     scene.db.actor.received(socket).unwrap().into_iter().flat_map(|m| m.data).collect()
-}
-
-/// Why calls were refused: without what ends the connections of an earlier policy.
-fn calls(denials: &Denials) -> Vec<(Hook, Reason)> {
-    let is_call = |flags: u8| flags == 0 || flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    denials.causes().into_iter().zip(&denials.records).filter(|(_, r)| is_call(r.tcp_flags)).map(|(c, _)| c).collect()
 }
 
 /// A connection from `web` to `db`: the socket of each.
@@ -267,7 +261,7 @@ fn g6_fast_open_carries_no_byte_of_a_denied_flow() {
         assert_eq!(witness.arrived(), 0);
         assert_eq!(scene.db.actor.accept_now(listener), Err(Errno::AGAIN));
         let denials = scene.denials();
-        assert_eq!(calls(&denials), [(scene.first_hook(connect(family)), Reason::NoRule)]);
+        assert_eq!(denials.calls(), [(scene.first_hook(connect(family)), Reason::NoRule)]);
         assert!(denials.denied() >= 2);
     });
 }
@@ -321,7 +315,7 @@ fn g7_mptcp_is_tcp() {
             talk(scene, (socket, callee));
             web.close(socket);
             scene.db.actor.close(callee);
-            assert_eq!(calls(&scene.denials()), [], "server of protocol {server_protocol}");
+            assert_eq!(scene.denials().calls(), [], "server of protocol {server_protocol}");
 
             scene.allow(&[]);
             let socket = caller();
@@ -329,7 +323,7 @@ fn g7_mptcp_is_tcp() {
             // decides.
             assert_eq!(web.connect(socket, to, BRIEF), Err(Errno::TIMEDOUT));
             assert_eq!(scene.db.actor.accept_now(listener), Err(Errno::AGAIN));
-            assert_eq!(calls(&scene.denials()), [(Hook::Egress, Reason::NoRule)]);
+            assert_eq!(scene.denials().calls(), [(Hook::Egress, Reason::NoRule)]);
             web.close(socket);
             // An established one stops, too.
             scene.allow(&["web -> db: tcp/any"]);

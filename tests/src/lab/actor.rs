@@ -331,9 +331,54 @@ impl Actor {
 
     /// Gives another actor a socket: both have it from now on.
     pub fn give(&self, socket: Socket, to: &Self) -> Socket {
+        to.take(self.copy(socket).as_fd())
+    }
+
+    /// Gives the test a copy of a socket, by SCM_RIGHTS.
+    ///
+    /// # Panics
+    ///
+    /// If it is not open.
+    #[must_use]
+    pub fn copy(&self, socket: Socket) -> OwnedFd {
         self.begin(&Command::GiveFd { socket: socket.0 }, None);
         let (_, descriptor) = self.end_with_fd().expect("give a socket that is open");
-        to.take(descriptor.expect("a descriptor comes with the answer").as_fd())
+        descriptor.expect("a descriptor comes with the answer")
+    }
+
+    /// Takes a copy of another actor's socket, without asking it.
+    ///
+    /// # Errors
+    ///
+    /// Of pidfd_open(2) and pidfd_getfd(2).
+    pub fn steal(&self, from: &Self, theirs: Socket) -> Result<Socket, Errno> {
+        let descriptor = from.call(&Command::Descriptor { socket: theirs.0 }).map(count)?;
+        let descriptor = i32::try_from(descriptor).map_err(|_| Errno::BADF)?;
+        self.call(&Command::Steal { pid: from.process.pid(), descriptor }).map(socket)
+    }
+
+    /// Connects a new TCP socket in a thread of its own, which is in a threaded cgroup below this actor's.
+    ///
+    /// # Errors
+    ///
+    /// Of the move, socket(2) and connect(2).
+    pub fn connect_in_thread(&self, cgroup: &Cgroup, addr: SocketAddr, timeout: Duration) -> Result<Socket, Errno> {
+        let inside = |command| {
+            let command = Box::new(command);
+            self.call(&Command::InThread { cgroup: cgroup.dir().to_owned(), command })
+        };
+        let made = inside(Command::Socket { family: Family::of(addr), kind: Kind::Stream, protocol: 0 }).map(socket)?;
+        inside(Command::Connect { socket: made.0, addr, timeout_ms: millis(timeout) }).map(done)?;
+        Ok(made)
+    }
+
+    /// Sends one datagram to each of `ports` ports from that of `to` on; gives how many were taken.
+    ///
+    /// # Errors
+    ///
+    /// Never of the sending: a datagram that is refused is not counted.
+    pub fn flood(&self, socket: Socket, to: SocketAddr, ports: u16, data: &[u8]) -> Result<usize, Errno> {
+        self.call(&Command::Flood { socket: socket.0, to, ports, data: data.to_vec() }).map(count)
     }
 
     /// Takes a copy of any descriptor.

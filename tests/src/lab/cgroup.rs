@@ -140,6 +140,8 @@ fn kill(dir: &Path) -> anyhow::Result<()> {
     // Kills everything below at once, also what forks meanwhile; Linux 5.14.
     match fs::write(dir.join("cgroup.kill"), "1") {
         Ok(()) => return Ok(()),
+        // A threaded one has no processes of its own, only threads of those around it.
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).context("kill its processes"),
     }

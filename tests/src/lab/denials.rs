@@ -2,6 +2,7 @@
 
 use agent_common::{
     layout::{DenyCounter, DenyRecord, Hook},
+    parse::tcp,
     verdict::Reason,
 };
 
@@ -40,6 +41,19 @@ impl Denials {
     pub fn causes(&self) -> Vec<(Hook, Reason)> {
         let cause = |r: &DenyRecord| Some((Hook::from_u8(r.hook)?, Reason::from_u8(r.reason)?));
         self.records.iter().map(|r| cause(r).expect("a record names its hook and reason")).collect()
+    }
+
+    /// As [`Self::causes`], of attempts to begin a flow: without segments of connections that are open,
+    /// which TCP sends again and again.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::causes`].
+    #[must_use]
+    pub fn calls(&self) -> Vec<(Hook, Reason)> {
+        let is_call = |flags: u8| flags == 0 || flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        let causes = self.causes().into_iter().zip(&self.records);
+        causes.filter(|(_, record)| is_call(record.tcp_flags)).map(|(cause, _)| cause).collect()
     }
 
     /// Checks that every denial is accounted for exactly once.

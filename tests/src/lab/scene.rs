@@ -13,7 +13,9 @@ use agent_common::{
 };
 use eastwall::identity::spiffe::SpiffeId;
 
-use super::{Actor, Cgroup, Denials, Family, Guard, GuardOptions, Lab, Need, NetNs, Socket, VethEnd, Witness, magic};
+use super::{
+    Actor, Cgroup, Denials, Errno, Family, Guard, GuardOptions, Lab, Need, NetNs, Socket, VethEnd, Witness, magic,
+};
 
 const TRUST_DOMAIN: &str = "lab.example";
 
@@ -255,10 +257,30 @@ impl Scene {
         self.guard().denials()
     }
 
+    /// What a caller gets from connect(2) when its exit says no: at once, or silence.
+    #[must_use]
+    pub fn refused(&self) -> Errno {
+        if self.fast_refusal { Errno::PERM } else { Errno::TIMEDOUT }
+    }
+
     /// The hook that says no first, if one of connect and sendmsg can.
     #[must_use]
     pub fn first_hook(&self, fast: Hook) -> Hook {
         if self.fast_refusal { fast } else { Hook::Egress }
+    }
+}
+
+impl Family {
+    /// The hook that refuses to connect.
+    #[must_use]
+    pub fn connect_hook(self) -> Hook {
+        if self == Self::V4 { Hook::Connect4 } else { Hook::Connect6 }
+    }
+
+    /// The hook that refuses a datagram with an address.
+    #[must_use]
+    pub fn sendmsg_hook(self) -> Hook {
+        if self == Self::V4 { Hook::Sendmsg4 } else { Hook::Sendmsg6 }
     }
 }
 

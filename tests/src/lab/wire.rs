@@ -184,6 +184,36 @@ pub enum Command {
     UnshareCgroupNs,
     /// Takes the descriptor that comes along as a socket.
     TakeFd,
+    /// Tells the number of a socket's descriptor.
+    Descriptor {
+        /// The socket.
+        socket: u32,
+    },
+    /// pidfd_getfd(2): takes a copy of a descriptor of another process, which is not asked.
+    Steal {
+        /// The process.
+        pid: i32,
+        /// Its descriptor.
+        descriptor: i32,
+    },
+    /// Does one operation in a thread of its own, which first moves into a threaded cgroup.
+    InThread {
+        /// Its directory.
+        cgroup: PathBuf,
+        /// The operation.
+        command: Box<Command>,
+    },
+    /// Sends one datagram to each of a row of ports; gives how many sendto(2) took.
+    Flood {
+        /// The socket.
+        socket: u32,
+        /// The first of the ports.
+        to: SocketAddr,
+        /// How many ports.
+        ports: u16,
+        /// The payload.
+        data: Vec<u8>,
+    },
     /// Runs a kernel program that was taken on frames, here: in this cgroup and network namespace.
     TestRun {
         /// The program.

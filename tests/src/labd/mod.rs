@@ -42,10 +42,11 @@ fn serve() -> anyhow::Result<()> {
 /// The status is the errno: a test reads it without a channel to this process.
 fn once(command: &Command) -> anyhow::Result<()> {
     let mut sockets = Sockets::default();
+    sockets.inherit();
     let status = match command {
         // The socket is made here, so that connecting is one command.
-        Command::Connect { addr, timeout_ms, .. } => sockets.connect_once(*addr, *timeout_ms).err(),
-        Command::Send { to: Some(to), data, .. } => sockets.send_once(*to, data).err(),
+        Command::Connect { socket: 0, addr, timeout_ms } => sockets.connect_once(*addr, *timeout_ms).err(),
+        Command::Send { socket: 0, to: Some(to), data } => sockets.send_once(*to, data).err(),
         other => match answer(&mut sockets, other, None).0 {
             Reply::Failed(errno) => Some(Errno::from_raw_os_error(errno)),
             _ => None,

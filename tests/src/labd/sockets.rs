@@ -5,7 +5,9 @@ use std::{
     fs,
     io::{self, IoSlice},
     net::SocketAddr,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+    thread,
     time::Duration,
 };
 
@@ -17,6 +19,7 @@ use rustix::{
         SocketType,
         sockopt::{Timeout, set_socket_timeout},
     },
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -90,12 +93,42 @@ impl Sockets {
             }
             Command::UnshareCgroupNs => odd::unshare_cgroup().map(|()| Reply::Done)?,
             Command::TakeFd => self.keep(descriptor.ok_or(Errno::BADF)?),
+            Command::Descriptor { socket } => {
+                Reply::Count(usize::try_from(self.get(*socket)?.as_raw_fd()).map_err(|_| Errno::BADF)?)
+            }
+            Command::Steal { pid, descriptor } => {
+                let process = pidfd_open(Pid::from_raw(*pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+                self.keep(pidfd_getfd(process, *descriptor, PidfdGetfdFlags::empty())?)
+            }
+            Command::InThread { cgroup, command } => return self.in_thread(cgroup, command),
+            Command::Flood { socket, to, ports, data } => {
+                let socket = self.get(*socket)?;
+                let to = |n| SocketAddr::new(to.ip(), to.port().wrapping_add(n));
+                Reply::Count((0..*ports).filter(|&n| send(socket, Some(to(n)), data).is_ok()).count())
+            }
             Command::TestRun { program, ifindex, frames } => {
                 let program = self.get(*program)?;
                 Reply::Codes(frames.iter().map(|frame| test_run(program, frame, *ifindex)).collect())
             }
         };
         Ok((done, None))
+    }
+
+    /// Takes standard input as socket 1, if it is one.
+    pub fn inherit(&mut self) {
+        if let Ok(inherited) = io::stdin().as_fd().try_clone_to_owned()
+            && net::getsockname(&inherited).is_ok()
+        {
+            self.keep(inherited);
+        }
+    }
+
+    fn in_thread(&mut self, cgroup: &Path, command: &Command) -> Result<(Reply, Option<OwnedFd>), Errno> {
+        let work = || {
+            fs::write(cgroup.join("cgroup.threads"), "0").map_err(|e| errno(&e))?;
+            self.act(command, None)
+        };
+        thread::scope(|threads| threads.spawn(work).join().map_err(|_| Errno::IO)?)
     }
 
     /// Makes a TCP socket and connects it.
