@@ -2,3 +2,4 @@
 
 pub mod cgroup;
 pub mod policy_dir;
+pub mod trust;

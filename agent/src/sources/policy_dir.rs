@@ -1,26 +1,30 @@
 //! Policy files, from disk to text. What they say is not looked at.
 
 use std::{
-    fs::{self, File, Metadata, OpenOptions},
+    fs::{self, File},
     io::{self, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, fstat, openat};
+
+use super::trust::{self, Untrusted};
 use crate::policy::file::FILE_BYTES_MAX;
 
 /// The ending of a policy file.
 const ENDING: &str = "yaml";
-/// Mode bits that let somebody else write.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Whose files are read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Trust {
     /// Anyone's: for checking a policy before it counts.
     Anyone,
-    /// Files and directories of this uid that nobody else can write, and no symbolic links: for a
-    /// policy that will be enforced.
+    /// Files and directories of this uid that nobody else can write, below directories of which the same
+    /// is true, and no symbolic links: for a policy that will be enforced.
     Owner(u32),
 }
 
@@ -54,23 +58,8 @@ pub enum ReadPolicyError {
     #[error("`{}` is not a regular file", .0.display())]
     NotAFile(PathBuf),
     /// Somebody else could change it.
-    #[error("`{}` belongs to uid {owner}; it must belong to uid {wanted}: chown it", path.display())]
-    Owner {
-        /// Which.
-        path: PathBuf,
-        /// Whose it is.
-        owner: u32,
-        /// Whose it must be.
-        wanted: u32,
-    },
-    /// Somebody else could change it.
-    #[error("`{}` can be written by others (mode {mode:04o}): chmod go-w it", path.display())]
-    Writable {
-        /// Which.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     /// Larger than any policy.
     #[error("`{}` is larger than {FILE_BYTES_MAX} bytes", .0.display())]
     TooLarge(PathBuf),
@@ -88,7 +77,7 @@ impl ReadPolicyError {
     pub const fn is_content(&self) -> bool {
         match self {
             Self::TooLarge(_) | Self::NotUtf8(_) => true,
-            Self::Io { .. } | Self::NotAFile(_) | Self::Owner { .. } | Self::Writable { .. } | Self::Ending(_) => false,
+            Self::Io { .. } | Self::NotAFile(_) | Self::Untrusted(_) | Self::Ending(_) => false,
         }
     }
 }
@@ -103,11 +92,24 @@ pub fn read(paths: &[impl AsRef<Path>], trust: Trust) -> Result<Vec<PolicyText>,
     for path in paths.iter().map(AsRef::as_ref) {
         let metadata = fs::metadata(path).map_err(|source| ReadPolicyError::Io { path: path.to_owned(), source })?;
         if metadata.is_dir() {
-            for file in list(path, &metadata, trust)? {
-                texts.push(read_file(&file, trust)?);
+            let directory = open_directory(path, trust)?;
+            for name in list(path, &directory)? {
+                let file = path.join(&name);
+                texts.push(match trust {
+                    // A link to a file elsewhere is as good as the file.
+                    Trust::Anyone => read_file(&open(&file)?, &file, trust)?,
+                    Trust::Owner(_) => read_file(&trust::open_file(&directory, &name, &file)?, &file, trust)?,
+                });
             }
         } else {
-            texts.push(read_file(path, trust)?);
+            texts.push(match (trust, path.file_name()) {
+                (Trust::Owner(_), Some(name)) => {
+                    let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                    let directory = open_directory(above, trust)?;
+                    read_file(&trust::open_file(directory, Path::new(name), path)?, path, trust)?
+                }
+                _ => read_file(&open(path)?, path, trust)?,
+            });
         }
     }
     texts.sort_by(|a, b| a.name.cmp(&b.name));
@@ -116,58 +118,59 @@ pub fn read(paths: &[impl AsRef<Path>], trust: Trust) -> Result<Vec<PolicyText>,
     Ok(texts)
 }
 
-/// Returns the policy files of a directory. Hidden ones are what editors leave behind.
-fn list(directory: &Path, metadata: &Metadata, trust: Trust) -> Result<Vec<PathBuf>, ReadPolicyError> {
-    // Who can write the directory can put another file in the place of one that is trusted.
-    check_owner(directory, metadata, trust)?;
-    let io = |source| ReadPolicyError::Io { path: directory.to_owned(), source };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        match path.extension() {
-            Some(ending) if ending == ENDING && !is_hidden => files.push(path),
-            Some(ending) if ending == "yml" && !is_hidden => return Err(ReadPolicyError::Ending(path)),
+fn open_directory(path: &Path, trust: Trust) -> Result<OwnedFd, ReadPolicyError> {
+    match trust {
+        Trust::Owner(owner) => Ok(trust::open_directory(path, owner)?),
+        Trust::Anyone => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            openat(CWD, path, flags, Mode::empty())
+                .map_err(|e| ReadPolicyError::Io { path: path.to_owned(), source: e.into() })
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, ReadPolicyError> {
+    // Opening a pipe would wait for its other end for ever.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = openat(CWD, path, flags, Mode::empty());
+    Ok(opened.map_err(|e| ReadPolicyError::Io { path: path.to_owned(), source: e.into() })?.into())
+}
+
+/// Returns the names of the policy files of a directory. Hidden ones are what editors leave behind.
+fn list(path: &Path, directory: &OwnedFd) -> Result<Vec<PathBuf>, ReadPolicyError> {
+    let io = |e: rustix::io::Errno| ReadPolicyError::Io { path: path.to_owned(), source: e.into() };
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = PathBuf::from(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
+        let is_hidden = entry.file_name().to_bytes().starts_with(b".");
+        match name.extension() {
+            Some(ending) if ending == ENDING && !is_hidden => names.push(name),
+            Some(ending) if ending == "yml" && !is_hidden => return Err(ReadPolicyError::Ending(path.join(name))),
             _ => {}
         }
     }
-    Ok(files)
+    names.sort();
+    Ok(names)
 }
 
-fn read_file(path: &Path, trust: Trust) -> Result<PolicyText, ReadPolicyError> {
+fn read_file(file: &File, path: &Path, trust: Trust) -> Result<PolicyText, ReadPolicyError> {
     let io = |source| ReadPolicyError::Io { path: path.to_owned(), source };
-    let follow = match trust {
-        Trust::Anyone => 0,
-        Trust::Owner(_) => libc::O_NOFOLLOW,
-    };
-    // Opening a pipe would wait for its other end for ever.
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY | follow;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
     // Of the open file, not of the path: the path may mean another file by now.
-    let metadata = file.metadata().map_err(io)?;
-    if !metadata.is_file() {
+    let stat = fstat(file.as_fd()).map_err(|e| io(e.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(ReadPolicyError::NotAFile(path.to_owned()));
     }
-    check_owner(path, &metadata, trust)?;
+    if let Trust::Owner(owner) = trust {
+        trust::check(path, &stat, owner)?;
+    }
     let bytes = read_limited(file).map_err(io)?.ok_or_else(|| ReadPolicyError::TooLarge(path.to_owned()))?;
     let text = String::from_utf8(bytes).map_err(|_| ReadPolicyError::NotUtf8(path.to_owned()))?;
     Ok(PolicyText { name: path.to_string_lossy().into_owned(), text })
 }
 
-fn check_owner(path: &Path, metadata: &Metadata, trust: Trust) -> Result<(), ReadPolicyError> {
-    let Trust::Owner(wanted) = trust else { return Ok(()) };
-    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if owner != wanted {
-        return Err(ReadPolicyError::Owner { path: path.to_owned(), owner, wanted });
-    }
-    if mode & WRITABLE_BY_OTHERS != 0 {
-        return Err(ReadPolicyError::Writable { path: path.to_owned(), mode });
-    }
-    Ok(())
-}
-
 /// Reads all of a file, or nothing if it is too large; it may grow while it is read.
-fn read_limited(file: File) -> io::Result<Option<Vec<u8>>> {
+fn read_limited(file: &File) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(FILE_BYTES_MAX).unwrap_or(u64::MAX);
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
@@ -176,7 +179,7 @@ fn read_limited(file: File) -> io::Result<Option<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
     use super::*;
 
@@ -211,15 +214,24 @@ mod tests {
         let Trust::Owner(uid) = trust else { panic!() };
         let path = write(&directory, "a.yaml", "a", 0o644);
         assert!(read(&[&path], trust).is_ok());
-        assert!(matches!(read(&[&path], Trust::Owner(uid + 1)), Err(ReadPolicyError::Owner { .. })));
+        assert!(matches!(
+            read(&[&path], Trust::Owner(uid + 1)),
+            Err(ReadPolicyError::Untrusted(Untrusted::Owner { .. }))
+        ));
         for mode in [0o664, 0o646] {
             write(&directory, "a.yaml", "a", mode);
-            assert!(matches!(read(&[&path], trust), Err(ReadPolicyError::Writable { .. })), "{mode:o}");
+            assert!(
+                matches!(read(&[&path], trust), Err(ReadPolicyError::Untrusted(Untrusted::Writable { .. }))),
+                "{mode:o}"
+            );
             assert!(read(&[&path], Trust::Anyone).is_ok());
         }
         write(&directory, "a.yaml", "a", 0o644);
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(read(&[directory.path()], trust), Err(ReadPolicyError::Writable { .. })));
+        assert!(matches!(
+            read(&[directory.path()], trust),
+            Err(ReadPolicyError::Untrusted(Untrusted::Writable { .. }))
+        ));
     }
 
     #[test]
@@ -228,7 +240,7 @@ mod tests {
         let target = write(&directory, "a.yaml", "a", 0o644);
         let link = directory.path().join("link.yaml");
         symlink(&target, &link).unwrap();
-        assert!(matches!(read(&[&link], trust), Err(ReadPolicyError::Io { .. })));
+        assert!(matches!(read(&[&link], trust), Err(ReadPolicyError::Untrusted(Untrusted::Link(_)))));
         assert_eq!(read(&[&link], Trust::Anyone).unwrap()[0].text, "a");
         let pipe = directory.path().join("pipe.yaml");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
@@ -251,5 +263,52 @@ mod tests {
         write(&directory, "b.yml", "b", 0o644);
         assert!(matches!(read(&[directory.path()], trust), Err(ReadPolicyError::Ending(_))));
         assert!(matches!(read(&[directory.path().join("none")], trust), Err(ReadPolicyError::Io { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_swapped_while_it_is_read_is_read_as_it_was_checked_or_refused() {
+        const ROUNDS: usize = 2_000;
+        let (directory, trust) = directory();
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        fs::write(secret.path(), "secret").unwrap();
+        let target = write(&directory, "a.yaml", "good", 0o644);
+        assert_eq!(read(&[directory.path()], trust).unwrap()[0].text, "good");
+        let (good, bad) = std::thread::scope(|threads| {
+            let swapping = threads.spawn(|| {
+                let new = directory.path().join("new");
+                for round in 0..ROUNDS {
+                    match round % 4 {
+                        0 => symlink(secret.path(), &new).unwrap(),
+                        1 => rustix::fs::mkfifoat(CWD, &new, Mode::RUSR).unwrap(),
+                        2 => drop(write(&directory, "new", "evil", 0o666)),
+                        _ => drop(write(&directory, "new", "good", 0o644)),
+                    }
+                    fs::rename(&new, &target).unwrap();
+                }
+            });
+            let (mut good, mut bad) = (0, 0);
+            while !swapping.is_finished() {
+                match read(&[directory.path()], trust) {
+                    Ok(texts) => {
+                        assert_eq!(texts[0].text, "good");
+                        good += 1;
+                    }
+                    Err(_) => bad += 1,
+                }
+            }
+            (good, bad)
+        });
+        println!("{ROUNDS} swaps: {good} times as it was written by its owner, {bad} times refused");
+        assert!(good > 0 && bad > 0);
+    }
+
+    #[test]
+    fn a_device_is_refused_at_once() {
+        let (directory, trust) = directory();
+        assert!(matches!(read(&["/dev/zero"], Trust::Anyone), Err(ReadPolicyError::NotAFile(_))));
+        symlink("/dev/zero", directory.path().join("zero.yaml")).unwrap();
+        let linked = read(&[directory.path()], trust);
+        assert!(matches!(linked, Err(ReadPolicyError::Untrusted(Untrusted::Link(_)))), "{linked:?}");
+        assert!(matches!(read(&[directory.path()], Trust::Anyone), Err(ReadPolicyError::NotAFile(_))));
     }
 }
