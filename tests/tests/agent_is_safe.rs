@@ -1,23 +1,29 @@
 //! Nobody but root outside of every workload changes what is enforced: socket, pins, policy files.
 //!
-//! Source: security.md, S1, S3, S6.
+//! Source: security.md, S1, S2, S3, S6.
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{
     fs,
+    io::{ErrorKind, Read as _, Write as _},
+    net::SocketAddr,
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _, symlink},
-        net::UnixListener,
+        net::{UnixListener, UnixStream},
         process::CommandExt as _,
     },
     path::Path,
     process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
 };
+
+use rustix::process::{Gid, Uid};
 
 use serde_json::{Map, json};
 use tests::{
-    lab::{Agent, AgentOptions, Exit, Lab, Need, Program},
-    scene::{Scene, policy},
+    lab::{Agent, AgentOptions, Exit, Lab, Need, NetNs, Program},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, policy},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
@@ -32,6 +38,13 @@ fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
+fn group(name: &str) -> u32 {
+    let groups = fs::read_to_string("/etc/group").unwrap();
+    let mut fields = groups.lines().map(|line| line.split(':'));
+    let id = fields.find_map(|mut f| (f.next()? == name).then(|| f.nth(1)?.parse().ok())?);
+    id.unwrap_or_else(|| panic!("every system has a group `{name}`"))
+}
+
 /// Asks the agent as another user, with a copy of the command line that this user can reach.
 fn ask_as(agent: &Agent, uid: u32, gid: u32, words: &[&str]) -> Output {
     let dir = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
@@ -43,9 +56,7 @@ fn ask_as(agent: &Agent, uid: u32, gid: u32, words: &[&str]) -> Output {
 
 #[test]
 fn the_socket_is_for_root_and_the_group_reads_but_changes_nothing() {
-    let daemon = fs::read_to_string("/etc/group").unwrap();
-    let daemon = daemon.lines().find_map(|line| line.strip_prefix("daemon:")?.split(':').nth(1)?.parse().ok());
-    let gid: u32 = daemon.expect("every system has a group `daemon`");
+    let gid = group("daemon");
     let more = Map::from_iter([("group".to_owned(), json!("daemon"))]);
     let Some(scene) = Scene::open(OPEN, &AgentOptions { more, ..AgentOptions::default() }) else { return };
     let socket = scene.agent.control_socket();
@@ -103,7 +114,7 @@ fn what_somebody_put_at_the_place_of_the_socket_is_never_used() {
     fs::remove_file(&socket).unwrap();
     chmod(&agent.path(""), 0o777);
     let (_, said) = agent.refuses_to_start();
-    assert!(said.contains("nobody else can write"), "{said}");
+    assert!(said.contains("can be written by others"), "{said}");
     chmod(&agent.path(""), 0o700);
     // A dead socket of an agent before is no obstacle, and no trap: it is replaced.
     drop(UnixListener::bind(&socket).unwrap());
@@ -111,6 +122,197 @@ fn what_somebody_put_at_the_place_of_the_socket_is_never_used() {
     agent.restart();
     assert_eq!(mode(&socket) & 0o117, 0, "for root and one group: {:o}", mode(&socket));
     assert_eq!(agent.status().problems, Vec::<String>::new());
+}
+
+#[test]
+fn the_socket_is_never_put_where_another_program_has_one_or_where_others_could() {
+    let Some((_lab, mut agent)) = place() else { return };
+    let socket = agent.control_socket();
+    // Positive control: the same place, when nothing is in the way, whatever the mask of the agent is.
+    agent.restart();
+    assert_eq!(mode(&socket) & 0o117, 0);
+    agent.stop();
+    assert!(!socket.exists(), "an agent that stops takes its socket along");
+
+    let foreign = UnixListener::bind(&socket).unwrap();
+    let (_, said) = agent.refused();
+    assert!(said.contains("is in use by another program"), "{said}");
+    drop(foreign);
+    std::os::unix::fs::chown(&socket, Some(NOBODY), None).unwrap();
+    let (_, said) = agent.refused();
+    assert!(said.contains("belongs to uid 65534"), "{said}");
+    std::os::unix::fs::chown(&socket, Some(0), None).unwrap();
+    let (path, other) = (socket.clone(), agent.path("other.sock"));
+    drop(UnixListener::bind(&other).unwrap());
+    agent.inside(|| rustix::mount::mount_bind(&other, &path).unwrap());
+    let (_, said) = agent.refused();
+    assert!(said.contains("is mounted there"), "{said}");
+    agent.inside(|| rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()).unwrap());
+
+    // A directory of others, reached by a bind mount over one that was good.
+    let (top, theirs) = (agent.path(""), tempfile::tempdir().unwrap());
+    fs::copy(top.join("agent.yaml"), theirs.path().join("agent.yaml")).unwrap();
+    std::os::unix::fs::chown(theirs.path(), Some(NOBODY), None).unwrap();
+    let run = top.join("run");
+    fs::create_dir(&run).unwrap();
+    let text = fs::read_to_string(top.join("agent.yaml")).unwrap();
+    fs::write(
+        top.join("agent.yaml"),
+        text.replace(&*socket.to_string_lossy(), &run.join("agent.sock").to_string_lossy()),
+    )
+    .unwrap();
+    agent.inside(|| rustix::mount::mount_bind(theirs.path(), &run).unwrap());
+    let (_, said) = agent.refused();
+    assert!(said.contains("must belong to uid 0"), "{said}");
+    agent.inside(|| rustix::mount::unmount(&run, rustix::mount::UnmountFlags::empty()).unwrap());
+    fs::write(top.join("agent.yaml"), text).unwrap();
+    agent.restart();
+}
+
+#[test]
+fn an_agent_that_cannot_be_controlled_does_not_begin_to_enforce() {
+    let Some(lab) = Lab::open(&[Need::Ip, Need::Agent]) else { return };
+    let net = NetNs::new();
+    let cgroups = ["web", "db"].map(|name| lab.cgroup().child(name));
+    let [web, db] = cgroups.each_ref().map(|cgroup| lab.actor(cgroup, &net));
+    let (_listener, addr) = db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
+    let closed = policy(&lab, "[{ from: db, to: web, ports: [tcp/1] }]", "");
+    let mut agent = Agent::prepare(&lab, &closed, &AgentOptions::default()).unwrap();
+    fs::create_dir(agent.control_socket()).unwrap();
+    let (_, said) = agent.refused();
+    assert!(said.contains("make the control socket; nothing was attached"), "{said}");
+    assert!(web.tcp_connect(addr, LONG).is_ok(), "nothing is enforced");
+    fs::remove_dir(agent.control_socket()).unwrap();
+    // Positive control: the same agent with its socket.
+    agent.restart();
+    // The listener is older than the agent, so that only the boundary may know whose it is.
+    assert!(web.tcp_connect(addr, BRIEF).is_err());
+    // One that runs already goes on with the policy that it had.
+    agent.kill();
+    fs::remove_file(agent.control_socket()).unwrap();
+    fs::create_dir(agent.control_socket()).unwrap();
+    fs::write(agent.policy_file(), policy(&lab, OPEN, "")).unwrap();
+    let (_, said) = agent.refused();
+    assert!(said.contains("make the control socket"), "{said}");
+    assert!(web.tcp_connect(addr, BRIEF).is_err(), "an adopted policy is not replaced");
+}
+
+#[test]
+fn a_workload_that_has_the_directory_bind_mounted_is_refused_and_takes_no_place() {
+    let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let mounted = tempfile::tempdir().unwrap();
+    let (top, there) = (scene.agent.path(""), mounted.path().join("agent.sock"));
+    let ask = |words: &[&str]| {
+        let program = words.iter().fold(Program::new(scene.agent.binary()), |program, word| program.arg(word));
+        program.arg("--socket").arg(&there)
+    };
+    scene.agent.inside(|| {
+        rustix::mount::mount_bind(&top, mounted.path()).unwrap();
+        // Positive control: it is a way to the agent for who may speak to it.
+        assert_eq!(ask(&["status"]).spawn(scene.lab.cgroup(), &scene.net, None).unwrap().wait(), Exit::Status(0));
+        for words in [&["status"][..], &["reload"]] {
+            let asked = ask(words).spawn(&scene.cgroups[0], &scene.net, None).unwrap().wait();
+            assert_eq!(asked, Exit::Status(5), "{words:?}");
+        }
+        rustix::mount::unmount(mounted.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    });
+}
+
+/// Connections of another user that say nothing, as many as the kernel lets it have.
+fn idle(socket: &Path, uid: u32, gid: u32, count: usize) -> Vec<UnixStream> {
+    thread::scope(|threads| {
+        let connecting = threads.spawn(|| {
+            // Of this thread alone.
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_gid(Gid::from_raw(gid)).unwrap();
+            rustix::thread::set_thread_uid(Uid::from_raw(uid)).unwrap();
+            (0..count).map(|_| UnixStream::connect(socket).unwrap()).collect()
+        });
+        connecting.join().unwrap()
+    })
+}
+
+/// Whether a connection was ended by the other side, which may have said why.
+fn is_over(stream: &UnixStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let mut bytes = [0; 4096];
+    loop {
+        match (&*stream).read(&mut bytes) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(e) => return e.kind() != ErrorKind::WouldBlock,
+        }
+    }
+}
+
+#[test]
+fn idle_slow_and_senseless_callers_keep_nobody_out() {
+    const MANY: usize = 500;
+    let gid = group("daemon");
+    let more = Map::from_iter([("group".to_owned(), json!("daemon"))]);
+    let Some(scene) = Scene::open(OPEN, &AgentOptions { more, ..AgentOptions::default() }) else { return };
+    let (agent, socket) = (&scene.agent, scene.agent.control_socket());
+    chmod(&agent.path(""), 0o755);
+    let asks = |uid| ask_as(agent, uid, gid, &["status"]).status.code();
+    assert_eq!(asks(NOBODY), Some(0), "positive control");
+
+    let held = idle(&socket, NOBODY, gid, MANY);
+    let start = Instant::now();
+    assert_eq!(agent.cli(&["status"]).status.code(), Some(0), "root gets its place");
+    println!("with {MANY} idle callers root is answered after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(asks(NOBODY), Some(6), "who holds too many is told so");
+    assert_eq!(asks(NOBODY - 1), Some(0), "another user has its own places");
+    let connection = scene.connection(LOOPBACK[0]);
+    scene.talk(&connection);
+    let end = Instant::now() + Duration::from_secs(20);
+    while !held.iter().all(is_over) {
+        assert!(Instant::now() < end, "idle callers are let go");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(asks(NOBODY), Some(0), "and then it has a place again");
+
+    // A byte a second is no request, and neither is garbage or more than anybody needs.
+    let mut slow = UnixStream::connect(&socket).unwrap();
+    let start = Instant::now();
+    while slow.write_all(b"{").is_ok() && !is_over(&slow) {
+        assert!(start.elapsed() < Duration::from_secs(20), "a slow caller is let go");
+        thread::sleep(Duration::from_secs(1));
+    }
+    let mut reader = idle(&socket, NOBODY, gid, 1).remove(0);
+    let long = vec![b' '; 1 << 20];
+    // The agent may hang up before all is written.
+    let _ = reader.write_all(&long);
+    let mut said = String::new();
+    let _ = reader.read_to_string(&mut said);
+    assert!(said.contains("is longer than 65536 bytes"), "{said}");
+    let mut root = UnixStream::connect(&socket).unwrap();
+    let zeros = vec![0; 1 << 20];
+    let written = (0..1024).take_while(|_| root.write_all(&zeros).is_ok()).count();
+    assert!(written < 64, "a frame of 1 GiB ends after {written} MiB");
+    for garbage in [&b"\n"[..], b"\xff\xfe\n", b"{\"verb\":\"obey\"}\n", b"[[[[[[[[\n"] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(garbage).unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        assert!(said.contains("cannot be read"), "{said}");
+    }
+    // Who follows and hangs up gives its place back, also when there is nothing to tell.
+    for _ in 0..4 {
+        let mut followers = idle(&socket, NOBODY, gid, 16);
+        for follower in &mut followers {
+            follower.write_all(b"{\"verb\":\"follow\"}\n").unwrap();
+            let mut line = [0; 8];
+            follower.read_exact(&mut line).expect("a follower is let in");
+        }
+        drop(followers);
+        while asks(NOBODY) != Some(0) {
+            assert!(start.elapsed() < Duration::from_secs(60), "a follower that is gone holds no place");
+        }
+    }
+    scene.talk(&connection);
+    scene.hang_up(connection);
+    agent.balance();
 }
 
 #[test]
@@ -163,10 +365,11 @@ fn a_policy_file_that_another_could_have_written_is_never_in_force() {
     let link_target = scene.agent.path("target.yaml");
     fs::write(&link_target, &good).unwrap();
     type Spoil<'a> = (&'a str, Box<dyn Fn() + 'a>);
-    let cases: [Spoil<'_>; 6] = [
+    let cases: [Spoil<'_>; 8] = [
         ("can be written by others", Box::new(|| chmod(&file, 0o666))),
         ("must belong to uid 0", Box::new(|| std::os::unix::fs::chown(&file, Some(NOBODY), None).unwrap())),
-        ("other.yaml", Box::new(|| symlink(&link_target, &other).unwrap())),
+        ("is a symbolic link", Box::new(|| symlink(&link_target, &other).unwrap())),
+        ("is a symbolic link", Box::new(|| symlink("/dev/zero", &other).unwrap())),
         (
             "is not a regular file",
             Box::new(|| {
@@ -175,6 +378,8 @@ fn a_policy_file_that_another_could_have_written_is_never_in_force() {
         ),
         ("is larger than", Box::new(|| fs::write(&other, vec![b'#'; 8 << 20]).unwrap())),
         ("can be written by others", Box::new(|| chmod(&scene.agent.path("policy.d"), 0o777))),
+        // Who can write above it puts another directory in its place.
+        ("can be written by others", Box::new(|| chmod(&scene.agent.path(""), 0o777))),
     ];
     let agent = &scene.agent;
     for (says, spoil) in &cases {
@@ -189,6 +394,7 @@ fn a_policy_file_that_another_could_have_written_is_never_in_force() {
         std::os::unix::fs::chown(&file, Some(0), None).unwrap();
         chmod(&file, 0o644);
         chmod(&agent.path("policy.d"), 0o755);
+        chmod(&agent.path(""), 0o700);
         assert!(agent.cli(&["reload"]).status.success(), "the same file, mended");
     }
     drop(cases);

@@ -26,7 +26,7 @@ use self::{
 use crate::{
     clock,
     config::Config,
-    control::server,
+    control::{bind::ControlSocket, server},
     datapath::{Capacity, Datapath, DatapathConfig},
     events::{
         ocsf::Node,
@@ -35,7 +35,7 @@ use crate::{
         snapshot::Snapshots,
     },
     sinks::{self, FileSink, SinkConfig, Target},
-    sources::cgroup::Hierarchy,
+    sources::{cgroup::Hierarchy, trust},
 };
 
 /// Runs the agent until SIGTERM or SIGINT. What is attached stays attached.
@@ -47,6 +47,11 @@ pub fn run(config: Config) -> Result<()> {
     let host = config.host.clone().unwrap_or_else(host_name);
     make_directory(config.run_directory(), 0o755)?;
     make_directory(&config.policy_directory, 0o755)?;
+    make_directory(&config.state_directory, 0o700)?;
+    // What is in them is believed without a further look: locks, overrides, the last complete policy, pins.
+    for directory in [config.run_directory(), &config.state_directory] {
+        trust::open_directory(directory, 0)?;
+    }
 
     let hierarchy = Hierarchy::find()?;
     if !hierarchy.is_real_root() && config.scope == "/" {
@@ -55,7 +60,7 @@ pub fn run(config: Config) -> Result<()> {
              in the host's cgroup namespace, or set `scope`"
         ));
     }
-    let mut store = Store::open(&config.state_directory).context("open the state directory")?;
+    let mut store = Store::new(&config.state_directory);
     let overrides = Overrides::open(&config.state_directory).context("read the overrides")?;
     let (candidate, problem) = first_policy(&mut store, &config)?;
 
@@ -73,6 +78,11 @@ pub fn run(config: Config) -> Result<()> {
         },
     })?;
     let adopted = datapath.was_attached();
+    // Under the lock of the pins, and before anything is in force: an agent that cannot be spoken to must not
+    // begin to enforce.
+    let socket = ControlSocket::bind(&config.control_socket, &config.group).context(
+        "make the control socket; nothing was attached or changed, since nobody could have told this agent to stop",
+    )?;
     let (events, cgroups) = datapath.take_events().zip(datapath.take_cgroup_events()).context("take the rings")?;
 
     let kernel_log = datapath.take_log();
@@ -121,10 +131,16 @@ pub fn run(config: Config) -> Result<()> {
         previous_boot_last_sequence: opened.previous_boot_last_sequence,
         previous_stop_clean: opened.previous_stop_clean,
     });
-    serve(core, shared, node, writer)
+    serve(core, shared, node, writer, &socket)
 }
 
-fn serve(mut core: Core, shared: Arc<Shared>, node: Node, writer: sinks::WriterHandle) -> Result<()> {
+fn serve(
+    mut core: Core,
+    shared: Arc<Shared>,
+    node: Node,
+    writer: sinks::WriterHandle,
+    socket: &ControlSocket,
+) -> Result<()> {
     let (outside, inside) = inbox().context("make the queue of the reconcile thread")?;
     let (config, pipeline) = (core.config.clone(), Arc::clone(&core.pipeline));
     let mount = core.roster.hierarchy().mount().to_owned();
@@ -141,17 +157,14 @@ fn serve(mut core: Core, shared: Arc<Shared>, node: Node, writer: sinks::WriterH
 
     let served = runtime.block_on(async {
         let access = server::Access { mount, shared, node };
-        let listener = server::bind(&config.control_socket, &config.group)?;
+        let listener = socket.listen().context("listen at the control socket")?;
         notify("READY=1");
         info!(socket = %config.control_socket.display(), "ready");
         let serving = server::serve(listener, outside.clone(), pipeline, access);
-        let ended = tokio::select! {
+        tokio::select! {
             () = serving => Err(anyhow!("the control server ended")),
             result = signals(&outside, &writer) => result,
-        };
-        // Only what was made above: if something else is in the way, it is not ours to remove.
-        let _ = fs::remove_file(&config.control_socket);
-        ended
+        }
     });
     notify("STOPPING=1");
     let _ = outside.send(Input::Stop);

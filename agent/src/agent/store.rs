@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,10 @@ use anyhow::{Context as _, Result, anyhow};
 use super::in_force::Candidate;
 use crate::{
     config::Config,
-    sources::policy_dir::{self, Trust},
+    sources::{
+        policy_dir::{self, Trust},
+        trust,
+    },
 };
 
 /// Where the last complete set is kept, in the state directory.
@@ -34,14 +37,10 @@ struct Fingerprint {
 }
 
 impl Store {
-    /// Makes the state directory if it is missing.
-    ///
-    /// # Errors
-    ///
-    /// What the file system said.
-    pub fn open(state_directory: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(state_directory)?;
-        Ok(Self { last_complete: state_directory.join(LAST_COMPLETE), seen: Vec::new() })
+    /// Of an agent with this state directory. Nothing is read yet.
+    #[must_use]
+    pub fn new(state_directory: &Path) -> Self {
+        Self { last_complete: state_directory.join(LAST_COMPLETE), seen: Vec::new() }
     }
 
     /// Reads the documents of the policy directory.
@@ -93,9 +92,11 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What the file system said, or a name that is no plain `*.yaml`.
+    /// What the file system said, a name that is no plain `*.yaml`, or a directory in which somebody else
+    /// could put a link in the way.
     pub fn install(&mut self, config: &Config, files: &[(String, String)]) -> Result<Vec<(String, String)>> {
         let dir = &config.policy_directory;
+        trust::open_directory(dir, 0)?;
         let mut installed = Vec::new();
         for (name, text) in files {
             let base = Path::new(name).file_name().and_then(|n| n.to_str()).filter(|n| n.ends_with(".yaml"));

@@ -11,11 +11,14 @@ pub struct Caller {
     pub is_workload: bool,
 }
 
+/// What a workload is told.
+pub const WORKLOAD: &str = "a workload that policy declares may not speak to the agent, whatever its user";
+
 /// Returns why a request is refused, if it is.
 #[must_use]
 pub const fn refusal(caller: Caller, request: &Request) -> Option<&'static str> {
     if caller.is_workload {
-        return Some("a workload that policy declares may not speak to the agent, whatever its user");
+        return Some(WORKLOAD);
     }
     match request {
         Request::Status

@@ -65,7 +65,11 @@ pub fn stream(
     })?;
     let mut line = serde_json::to_vec(request).map_err(ClientError::Answer)?;
     line.push(b'\n');
-    stream.write_all(&line)?;
+    match stream.write_all(&line) {
+        // It was turned away before it could ask; the reason is there to be read.
+        Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+        result => result?,
+    }
     let lines = BufReader::new(stream).lines();
     Ok(lines.map(|line| serde_json::from_str(&line?).map_err(ClientError::Answer)))
 }

@@ -1,6 +1,8 @@
 //! The control socket: how the command line speaks to the agent.
 
 pub mod access;
+pub mod bind;
 pub mod client;
+pub mod places;
 pub mod server;
 pub mod wire;

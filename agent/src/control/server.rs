@@ -1,26 +1,29 @@
 //! The agent's end of the control socket.
 
 use std::{
-    ffi::CString,
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
-    sync::{Semaphore, broadcast::error::RecvError, oneshot},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{broadcast::error::RecvError, oneshot},
     time::timeout,
 };
 use tracing::{debug, warn};
 
 use super::{
     access::{self, Caller},
-    wire::{REQUEST_MAX, Reply, Request},
+    places::Places,
+    wire::{QUESTION_MAX, REQUEST_MAX, Reply, Request},
 };
 use crate::{
     agent::{
@@ -36,10 +39,10 @@ use crate::{
     },
 };
 
-/// Connections at one time; one more waits.
-const CONNECTIONS_MAX: usize = 64;
 /// How long a caller may take to write its request.
-const REQUEST_TIME: Duration = Duration::from_secs(10);
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// How long a caller may take to read an answer.
+const READ_TIME: Duration = Duration::from_secs(10);
 /// How long an answer may take: the fill of a large policy is well below.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
 
@@ -53,53 +56,40 @@ pub struct Access {
     pub node: Node,
 }
 
-/// Makes the socket: 0660, root and `group`, in a directory that only root can write.
-///
-/// # Errors
-///
-/// If the directory is somebody else's, or something other than a dead socket is at the path.
-pub fn bind(path: &Path, group: &str) -> Result<UnixListener> {
-    let dir = path.parent().ok_or_else(|| anyhow!("`{}` has no directory", path.display()))?;
-    let meta = fs::symlink_metadata(dir).with_context(|| format!("look at `{}`", dir.display()))?;
-    if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-        return Err(anyhow!("`{}` must be a directory of root that nobody else can write", dir.display()));
-    }
-    match fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() => fs::remove_file(path)?,
-        Ok(_) => return Err(anyhow!("`{}` is in the way and is no socket; remove it", path.display())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).with_context(|| format!("look at `{}`", path.display())),
-    }
-    // Closed to others from the first moment on, whatever the mask of the process is.
-    let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(old);
-    let listener = bound.with_context(|| format!("make the socket `{}`", path.display()))?;
-    if let Some(gid) = group_id(group) {
-        std::os::unix::fs::chown(path, None, Some(gid)).context("give the socket to its group")?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).context("open the socket to its group")?;
-    } else {
-        debug!("there is no group `{group}`: only root can use the socket");
-    }
-    Ok(listener)
-}
-
-/// Answers callers, each on a task of its own, until it is dropped.
+/// Answers callers, each on a task of its own, until it is dropped. Nobody waits for another: who has no
+/// place is told so and let go.
 pub async fn serve(listener: UnixListener, outside: Outside, pipeline: Arc<Pipeline>, access: Access) {
-    let (access, room) = (Arc::new(access), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    let (access, places) = (Arc::new(access), Arc::new(Places::default()));
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let (stream, _) = match listener.accept().await {
-            Ok(accepted) => accepted,
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
             Err(e) => {
                 warn!("accept a caller: {e}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
+        let caller = match caller(&stream, &access) {
+            Ok(caller) => caller,
+            Err(e) => {
+                debug!("a caller: {e:#}");
+                continue;
+            }
+        };
+        // Even as root it takes nobody's place.
+        if caller.is_workload {
+            let (message, code) = (access::WORKLOAD.to_owned(), 5);
+            turn_away(&stream, &Reply::Refused { message, code });
+            continue;
+        }
+        let Some(place) = places.take(caller.uid) else {
+            let message = format!("uid {} has too many connections to the agent; close some", caller.uid);
+            turn_away(&stream, &Reply::Refused { message, code: 6 });
+            continue;
+        };
         let (outside, pipeline, access) = (outside.clone(), Arc::clone(&pipeline), Arc::clone(&access));
         tokio::spawn(async move {
-            let _permit = permit;
+            let _place = place;
             if let Err(e) = one(stream, &outside, &pipeline, &access).await {
                 debug!("a caller: {e:#}");
             }
@@ -107,14 +97,26 @@ pub async fn serve(listener: UnixListener, outside: Outside, pipeline: Arc<Pipel
     }
 }
 
+/// Answers without waiting: what does not fit into an empty socket is not worth a task.
+fn turn_away(stream: &UnixStream, reply: &Reply) {
+    if let Ok(mut bytes) = serde_json::to_vec(reply) {
+        bytes.push(b'\n');
+        let _ = stream.try_write(&bytes);
+    }
+}
+
 async fn one(stream: UnixStream, outside: &Outside, pipeline: &Pipeline, access: &Access) -> Result<()> {
+    let longest = if stream.peer_cred()?.uid() == 0 { REQUEST_MAX } else { QUESTION_MAX };
+    let mut line = Vec::new();
+    let mut stream = BufReader::new(stream);
+    let limit = u64::try_from(longest).unwrap_or(u64::MAX) + 1;
+    timeout(REQUEST_TIME, (&mut stream).take(limit).read_until(b'\n', &mut line)).await??;
+    let stream = stream.into_inner();
+    // Again, since the process may have moved or ended while it wrote.
     let caller = caller(&stream, access)?;
     let (read, mut write) = stream.into_split();
-    let mut line = Vec::new();
-    let limit = u64::try_from(REQUEST_MAX).unwrap_or(u64::MAX) + 1;
-    timeout(REQUEST_TIME, BufReader::new(read.take(limit)).read_until(b'\n', &mut line)).await??;
-    if line.len() > REQUEST_MAX {
-        return send(&mut write, &refused("the request is too long")).await;
+    if line.len() > longest {
+        return send(&mut write, &refused(&format!("the request is longer than {longest} bytes"))).await;
     }
     let request: Request = match serde_json::from_slice(&line) {
         Ok(request) => request,
@@ -124,7 +126,7 @@ async fn one(stream: UnixStream, outside: &Outside, pipeline: &Pipeline, access:
         return send(&mut write, &Reply::Refused { message: why.to_owned(), code: 5 }).await;
     }
     if request == Request::Follow {
-        return follow(write, pipeline, &access.node).await;
+        return follow(read, write, pipeline, &access.node).await;
     }
     let (sender, receiver) = oneshot::channel();
     if !outside.send(Input::Request(request, caller, sender)) {
@@ -138,12 +140,18 @@ async fn one(stream: UnixStream, outside: &Outside, pipeline: &Pipeline, access:
     send(&mut write, &reply).await
 }
 
-async fn follow(mut write: OwnedWriteHalf, pipeline: &Pipeline, node: &Node) -> Result<()> {
+async fn follow(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, pipeline: &Pipeline, node: &Node) -> Result<()> {
     let mut events = pipeline.subscribe();
     // The first line says that everything from here on will be shown.
     send(&mut write, &Reply::Missed { count: 0 }).await?;
+    let mut rest = [0; 64];
     loop {
-        let reply = match events.recv().await {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            // It hung up, or says more than it was asked for.
+            _ = read.read(&mut rest) => return Ok(()),
+        };
+        let reply = match event {
             Ok(event) => Reply::Denial { record: record(&event, node)?, line: line::line(&event) },
             Err(RecvError::Lagged(count)) => Reply::Missed { count },
             Err(RecvError::Closed) => return Ok(()),
@@ -167,7 +175,7 @@ fn record(event: &Arc<DenyEvent>, node: &Node) -> Result<serde_json::Value> {
 async fn send(write: &mut OwnedWriteHalf, reply: &Reply) -> Result<()> {
     let mut bytes = serde_json::to_vec(reply)?;
     bytes.push(b'\n');
-    write.write_all(&bytes).await?;
+    timeout(READ_TIME, write.write_all(&bytes)).await??;
     Ok(())
 }
 
@@ -194,15 +202,4 @@ fn cgroup_of(pid: i32, mount: &Path) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = text.lines().find_map(|l| l.strip_prefix("0::/")).ok_or(io::ErrorKind::NotFound)?;
     Ok(fs::metadata(mount.join(path))?.ino())
-}
-
-fn group_id(name: &str) -> Option<u32> {
-    // The file is enough: the group is made by the package.
-    let name = CString::new(name).ok()?;
-    let text = fs::read("/etc/group").ok()?;
-    text.split(|&b| b == b'\n').find_map(|line| {
-        let mut fields = line.split(|&b| b == b':');
-        (fields.next()? == name.as_bytes()).then_some(())?;
-        std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()
-    })
 }

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest request, bytes: a policy directory with room to spare.
 pub const REQUEST_MAX: usize = 16 << 20;
+/// Longest request of a caller that may only ask, bytes.
+pub const QUESTION_MAX: usize = 64 << 10;
 
 /// A question or an order.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

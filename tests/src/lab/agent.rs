@@ -143,6 +143,31 @@ impl Agent {
         }
     }
 
+    /// As [`Self::refuses_to_start`], with what it said this time alone, and also where another program
+    /// answers at the socket.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end.
+    #[must_use]
+    pub fn refused(&mut self) -> (Option<i32>, String) {
+        assert!(self.process.is_none(), "the agent runs already");
+        let before = self.log().len();
+        let mut command = self.command();
+        let mut child = self.mounts.run(|| command.spawn()).expect("start the agent");
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(exit) = child.try_wait().expect("wait for the agent") {
+                return (exit.code(), self.log()[before..].to_owned());
+            }
+            if Instant::now() >= end {
+                self.process = Some(child);
+                panic!("the agent runs\n{}", self.log());
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
     fn command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("open a log");
         let mut command = match &self.capabilities {
