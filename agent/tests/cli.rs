@@ -261,6 +261,82 @@ fn wrong_usage_ends_with_2_and_bad_content_with_3() {
 }
 
 #[test]
+fn two_policies_are_compared_by_what_they_decide() {
+    let shop = Shop::new(SHOP);
+    shop.file(
+        "same.yaml",
+        &SHOP.replace("ports: [grpc], owner: team-payments", "ports: [tcp/8443], owner: team-payments"),
+    );
+    let same = shop.run(&["policy", "diff", "shop.yaml", "same.yaml"]);
+    assert_eq!((same.code, same.out.as_str()), (0, "no difference\n"), "{}", same.err);
+    let new =
+        SHOP.replace("{ id: pay, from: checkout,", "{ id: pay, from: web,").replace("mode: audit", "mode: enforce");
+    shop.file("new.yaml", &new.replace("tests:", "x-tests:"));
+    let at = ["--at", "2035-01-01T00:00:00Z"];
+    let answer = shop.run(&[&["policy", "diff", "shop.yaml", "new.yaml"][..], &at].concat());
+    assert_eq!(
+        answer.out,
+        "\
+- checkout -> payments:grpc  deny by default, was allow by rule pay
+~ web -> payments:grpc       allow by rule pay, was allow by rule window until 2036-01-01T00:00:00Z
+~ defaults                   mode \"enforce\", was \"audit\"
+~ workload checkout          egressMode \"enforce\", was \"audit\"
+~ workload checkout          ingressMode \"enforce\", was \"audit\"
+~ workload payments          egressMode \"enforce\", was \"audit\"
+~ workload web               egressMode \"enforce\", was \"audit\"
+~ workload web               ingressMode \"enforce\", was \"audit\"
+0 edges opened, 1 closed, 1 changed; 6 settings changed
+",
+        "{}",
+        answer.err
+    );
+    assert_eq!(answer.code, 1);
+    let document = json(&shop.run(&[&["policy", "diff", "new.yaml", "shop.yaml", "-o", "json"][..], &at].concat()));
+    assert_eq!((&document["opened"], &document["closed"]), (&1.into(), &0.into()));
+    let opened = &document["edges"][0];
+    assert_eq!(
+        (&opened["change"], &opened["from"], &opened["ports"][0]),
+        (&"opened".into(), &"checkout".into(), &"grpc".into())
+    );
+    assert_eq!((&opened["before"]["rule"], &opened["after"]["rule"]), (&Value::Null, &"pay".into()));
+    // A mistake in either is the answer, and one file alone needs an agent.
+    shop.file("wrong.yaml", &SHOP.replace("from: checkout", "from: chekout"));
+    assert_eq!(shop.run(&["policy", "diff", "wrong.yaml", "shop.yaml"]).code, 3);
+    assert_eq!(shop.run(&["policy", "diff", "shop.yaml", "--socket", "/nonexistent/agent.sock"]).code, 4);
+}
+
+#[test]
+fn findings_are_sarif_and_tests_are_junit_for_who_asks() {
+    let shop = Shop::new(&SHOP.replace("from: checkout", "from: chekout"));
+    let answer = shop.run(&["policy", "check", "shop.yaml", "--format", "sarif"]);
+    let log = json(&answer);
+    assert_eq!((answer.code, &log["version"]), (3, &"2.1.0".into()));
+    let result = &log["runs"][0]["results"][0];
+    assert_eq!((&result["ruleId"], &result["level"]), (&"E03".into(), &"error".into()));
+    let place = &result["locations"][0]["physicalLocation"];
+    assert_eq!(place["artifactLocation"]["uri"], "shop.yaml");
+    assert_eq!(place["region"], serde_json::json!({"startLine": 12, "startColumn": 24, "endColumn": 31}));
+    assert_eq!(log["runs"][0]["tool"]["driver"]["rules"][0]["id"], "E03");
+
+    let shop = Shop::new(&SHOP.replace("only: [checkout, web]", "only: [checkout]"));
+    let answer = shop.run(&["policy", "test", "shop.yaml", "--junit"]);
+    assert_eq!(answer.code, 1);
+    assert_eq!(
+        answer.out,
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>
+<testsuites name=\"eastwall\" tests=\"2\" failures=\"1\" errors=\"0\">
+  <testsuite name=\"shop\" tests=\"2\" failures=\"1\" errors=\"0\" skipped=\"0\">
+    <testcase classname=\"shop.yaml\" name=\"payments:grpc only [checkout]\" file=\"shop.yaml\" line=\"15\" time=\"0\">
+      <failure message=\"also allowed: web, by rule window (shop.yaml:13:7)\">also allowed: web, by rule window (shop.yaml:13:7)</failure>
+    </testcase>
+    <testcase classname=\"shop.yaml\" name=\"payments:grpc only [checkout] at 2036-01-01T00:00:00Z\" file=\"shop.yaml\" line=\"16\" time=\"0\"/>
+  </testsuite>
+</testsuites>
+"
+    );
+}
+
+#[test]
 fn colour_is_for_terminals_and_for_who_asks() {
     let shop = Shop::new(&SHOP.replace("from: checkout", "from: chekout"));
     assert!(!shop.run(&["policy", "check", "shop.yaml"]).out.contains('\u{1b}'));

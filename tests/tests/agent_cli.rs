@@ -133,3 +133,24 @@ fn what_is_in_force_is_shown_with_times_that_a_clock_shows() {
     let (_, out, _) = said(scene.agent.cli(&["map", "dump"]));
     assert!(out.lines().next().unwrap().ends_with("HITS  LAST"), "{out}");
 }
+
+#[test]
+fn a_policy_is_compared_with_the_one_in_force() {
+    let Some(scene) = open() else { return };
+    let path = scene.agent.path("next.yaml");
+    let next = path.to_str().unwrap();
+    let sound = fs::read_to_string(scene.agent.policy_file()).unwrap();
+    fs::write(&path, &sound).unwrap();
+    let same = said(scene.agent.cli(&["policy", "diff", next]));
+    assert_eq!(same, (Some(0), "no difference\n".to_owned(), String::new()));
+    fs::write(&path, sound.replace("from: web, to: db", "from: other, to: db")).unwrap();
+    let (code, out, _) = said(scene.agent.cli(&["policy", "diff", next]));
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("+ other -> db:pg  allow by rule web-db, was deny by default\n"), "{out}");
+    assert!(out.contains("- web -> db:pg    deny by default, was allow by rule web-db\n"), "{out}");
+    assert_eq!(said(scene.agent.cli(&["policy", "apply", next])).0, Some(0));
+    assert_eq!(said(scene.agent.cli(&["policy", "diff", next])).0, Some(0));
+    said(scene.agent.cli(&["revoke", "other", "db", "--reason", "x"]));
+    let (code, _, err) = said(scene.agent.cli(&["policy", "diff", next]));
+    assert!(code == Some(0) && err.contains("1 override in force"), "{code:?} {err}");
+}

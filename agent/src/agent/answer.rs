@@ -51,7 +51,10 @@ impl Core {
         let answer = match request {
             Request::Status => self.status().map(|s| Reply::Status(Box::new(s))),
             Request::Identities => Ok(Reply::Identities { endpoints: self.endpoints() }),
-            Request::Policy => Ok(Reply::Policy { files: self.candidate.files.clone() }),
+            Request::Policy => Ok(Reply::Policy {
+                files: self.candidate.files.clone(),
+                trust_domain: self.candidate.policy.trust_domain.clone(),
+            }),
             Request::Apply { files } => self.install(files).map(Reply::Applied),
             Request::Reload => self.reload().map(Reply::Applied),
             Request::Explain { from, to } => return self.explained(&from, &to),

@@ -85,6 +85,8 @@ pub enum Reply {
     Policy {
         /// File name and text.
         files: Vec<(String, String)>,
+        /// As they say, or as the settings of the agent do.
+        trust_domain: String,
     },
     /// To `Apply`, `Reload`, `Revoke`, `BreakGlass`, `Undo`: the kernel holds it.
     Applied(Applied),

@@ -23,7 +23,7 @@ use super::{
 use crate::identity::{derived, spiffe::InvalidSpiffeId};
 
 /// Protocols that a rule for every protocol is tried with: those it can name, and one it cannot (GRE).
-const PROTOCOLS: [u8; 5] = [proto::TCP, proto::UDP, proto::SCTP, proto::ICMP, 47];
+pub(super) const PROTOCOLS: [u8; 5] = [proto::TCP, proto::UDP, proto::SCTP, proto::ICMP, 47];
 
 /// A compiled policy at a moment.
 #[derive(Clone, Copy, Debug)]

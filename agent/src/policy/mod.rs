@@ -7,6 +7,7 @@ pub mod canonical;
 pub mod cidr;
 pub mod codes;
 pub mod compile;
+pub mod diff;
 pub mod explain;
 pub mod fields;
 pub mod file;

@@ -5,7 +5,10 @@ use std::{fmt::Write as _, path::PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::set::{self, Set, count};
+use super::{
+    sarif,
+    set::{self, Set, count},
+};
 use crate::{
     cli::{
         exit::{CliError, Exit},
@@ -58,6 +61,8 @@ enum RequiredField {
 enum FindingFormat {
     /// Annotations of GitHub Actions
     Github,
+    /// SARIF 2.1.0
+    Sarif,
 }
 
 /// What a check found.
@@ -83,6 +88,10 @@ pub(super) fn run(args: &CheckArgs, output: &mut Output) -> Result<Exit, CliErro
     let report = check(args, &files);
     match args.format {
         Some(FindingFormat::Github) => github(&report, output)?,
+        Some(FindingFormat::Sarif) => {
+            let log = sarif::log(&report.errors, &report.warnings);
+            output.write(&format!("{}\n", serde_json::to_string_pretty(&log).map_err(anyhow::Error::from)?))?;
+        }
         None if output.for_people() => table(args, &files, &report, output)?,
         None => machine(&files, &report, output)?,
     }

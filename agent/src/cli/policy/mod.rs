@@ -1,6 +1,9 @@
 //! `eastwall policy`: what can be said about policy files, and giving them to the agent.
 
 mod check;
+mod diff;
+mod junit;
+mod sarif;
 pub(super) mod set;
 mod show;
 mod test;
@@ -22,6 +25,8 @@ pub(super) enum PolicyCommand {
     Test(test::TestArgs),
     /// Show the rules of a policy, or every edge they open
     Show(show::ShowArgs),
+    /// Show what a policy decides otherwise than another or than the one in force; 1 if something differs
+    Diff(diff::DiffArgs),
     /// Check, test, install and load a policy; returns when the kernel holds it
     Apply(super::live::ApplyArgs),
 }
@@ -31,6 +36,7 @@ pub(super) fn run(command: PolicyCommand, socket: &Path, output: &mut Output) ->
         PolicyCommand::Check(args) => check::run(&args, output),
         PolicyCommand::Test(args) => test::run(&args, output),
         PolicyCommand::Show(args) => show::run(&args, output),
+        PolicyCommand::Diff(args) => diff::run(&args, socket, output),
         PolicyCommand::Apply(args) => super::live::apply(socket, &args, output),
     }
 }

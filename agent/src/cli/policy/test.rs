@@ -5,7 +5,10 @@ use std::{fmt::Write as _, path::PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::set::{self, Set};
+use super::{
+    junit,
+    set::{self, Set},
+};
 use crate::{
     cli::{
         exit::{CliError, Exit},
@@ -15,6 +18,7 @@ use crate::{
     policy::{
         ask::{Asked, unix_moment},
         assertions::{self, Outcome},
+        time,
     },
 };
 
@@ -26,6 +30,9 @@ pub(in crate::cli) struct TestArgs {
     /// Show the tests that passed as well
     #[arg(short, long)]
     verbose: bool,
+    /// Write the outcomes as JUnit XML
+    #[arg(long)]
+    junit: bool,
     /// Trust domain, if the files do not name it
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<String>,
@@ -44,7 +51,10 @@ pub(super) fn run(args: &TestArgs, output: &mut Output) -> Result<Exit, CliError
     let outcomes = assertions::run(&set.policy, &set.map, now);
     let failed = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
     let passed = outcomes.len() - failed;
-    if output.for_people() {
+    if args.junit {
+        let cases: Vec<junit::Case> = outcomes.iter().map(|outcome| case(&set, outcome, now)).collect();
+        output.write(&junit::document(&set.policy.name, &cases))?;
+    } else if output.for_people() {
         let mut text = String::new();
         for outcome in &outcomes {
             write_outcome(&mut text, &set, outcome, now, args.verbose);
@@ -65,6 +75,16 @@ fn lines(set: &Set, outcome: &Outcome<'_>, now: i64) -> Vec<String> {
     let asked = Asked { policy: &set.policy, map: &set.map, overrides: &[], now: moment };
     let describe = |failure| assertions::describe_failure(&asked, &outcome.test.expect, failure);
     outcome.failures.iter().map(describe).collect()
+}
+
+fn case(set: &Set, outcome: &Outcome<'_>, now: i64) -> junit::Case {
+    let promise = assertions::describe(&outcome.test.expect);
+    // Two tests may promise the same at different times.
+    let at = outcome.test.at.map(|at| format!(" at {}", time::format(at))).unwrap_or_default();
+    let name = outcome.test.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let name = format!("{promise}{at}{name}");
+    let place = outcome.test.place.clone();
+    junit::Case { file: place.file, line: place.line, name, failures: lines(set, outcome, now) }
 }
 
 fn write_outcome(text: &mut String, set: &Set, outcome: &Outcome<'_>, now: i64, verbose: bool) {
