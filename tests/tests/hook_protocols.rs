@@ -153,7 +153,9 @@ const RAW: [Raw; 3] = [
 
 #[test]
 fn g12_raw_sockets_are_judged_by_what_they_send() {
-    for (place, fast_refusal) in [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true)] {
+    for (place, fast_refusal) in
+        [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true), (Place::Veth, false)]
+    {
         let Some(scene) = Scene::open(place, fast_refusal) else { return };
         for Raw { name, family, protocol, packet } in RAW {
             for connected in [false, true] {
@@ -348,8 +350,10 @@ fn g19_io_uring_is_judged_like_a_system_call() {
 
 #[test]
 fn g54_an_echo_one_way_opens_nothing_the_other_way() {
-    for (family, protocol, request, reply) in [(Family::V4, 1, 8, 0), (Family::V6, 58, 128, 129)] {
-        let Some(scene) = Scene::open(Place::Veth, true) else { return };
+    const V4: (Family, u32, u8, u8) = (Family::V4, 1, 8, 0);
+    const V6: (Family, u32, u8, u8) = (Family::V6, 58, 128, 129);
+    for (fast_refusal, (family, protocol, request, reply)) in [(true, V4), (false, V4), (true, V6), (false, V6)] {
+        let Some(scene) = Scene::open(Place::Veth, fast_refusal) else { return };
         let message = |kind: u8, data: &[u8]| {
             let mut bytes = vec![kind, 0, 0, 0, 0x77, 0x77, 0, 1];
             bytes.extend(data);
@@ -390,8 +394,10 @@ fn g54_an_echo_one_way_opens_nothing_the_other_way() {
 
 #[test]
 fn g62_a_segment_of_no_connection_is_denied_though_its_edge_is_there() {
-    for place in [Place::Loopback, Place::Veth] {
-        let Some(scene) = Scene::open(place, true) else { return };
+    for (place, fast_refusal) in
+        [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true), (Place::Veth, false)]
+    {
+        let Some(scene) = Scene::open(place, fast_refusal) else { return };
         let (listener, to) = scene.db.listen(Family::V4);
         let sender = scene.web.actor.socket(Family::V4, Kind::Raw, 6).unwrap();
         let (IpAddr::V4(src), IpAddr::V4(dst)) = (scene.web.addr(Family::V4), to.ip()) else { panic!("IPv4") };

@@ -232,7 +232,9 @@ fn g3_a_connected_socket_is_judged_again_when_its_peer_changes() {
 
 #[test]
 fn g4_an_address_without_a_family_is_judged_like_any_other() {
-    for (place, fast_refusal) in [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true)] {
+    for (place, fast_refusal) in
+        [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true), (Place::Veth, false)]
+    {
         let Some(scene) = Scene::open(place, fast_refusal) else { return };
         let (receiver, to) = scene.db.udp(Family::V4);
         let SocketAddr::V4(to) = to else { panic!("an IPv4 socket has an IPv4 address") };

@@ -260,6 +260,15 @@ impl Actor {
         self.call(&Command::Uring { socket: socket.0, operation, by_kernel_thread }).map(count)
     }
 
+    /// Makes a socket by the ring that is kept.
+    ///
+    /// # Errors
+    ///
+    /// Of its completion; EBADF if no ring is kept.
+    pub fn uring_socket(&self, family: Family, kind: Kind) -> Result<Socket, Errno> {
+        self.call(&Command::UringSocket { family, kind }).map(socket)
+    }
+
     /// Waits for `wanted` messages; gives fewer if they do not come, or the stream ends.
     ///
     /// # Errors

@@ -180,6 +180,18 @@ pub enum Command {
         /// Whether a thread of the kernel takes the submission (`IORING_SETUP_SQPOLL`).
         by_kernel_thread: bool,
     },
+    /// Makes a ring for all operations of io_uring that follow, with their sockets as fixed files.
+    KeepRing {
+        /// Whether a thread of the kernel takes submissions.
+        by_kernel_thread: bool,
+    },
+    /// Makes a socket by the ring that is kept.
+    UringSocket {
+        /// IPv4 or IPv6.
+        family: Family,
+        /// Stream, datagram or raw.
+        kind: Kind,
+    },
     /// unshare(2) of the cgroup namespace.
     UnshareCgroupNs,
     /// Takes the descriptor that comes along as a socket.

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use io_uring::IoUring;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -29,8 +30,9 @@ use crate::lab::{Command, Family, Kind, Message, Reply, packet};
 /// Longest message that is received whole.
 const DATAGRAM_MAX: usize = 65_536;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Sockets {
+    ring: Option<IoUring>,
     open: BTreeMap<u32, OwnedFd>,
     last: u32,
 }
@@ -89,7 +91,19 @@ impl Sockets {
                 Reply::Count(send_fast(self.get(*socket)?, *to, data, *timeout_ms)?)
             }
             Command::Uring { socket, operation, by_kernel_thread } => {
-                Reply::Count(uring::act(self.get(*socket)?, operation, *by_kernel_thread)?)
+                let socket = self.open.get(socket).ok_or(Errno::BADF)?.as_fd();
+                Reply::Count(match &mut self.ring {
+                    Some(ring) => uring::act_on_fixed(ring, socket, operation)?,
+                    None => uring::act(&mut uring::ring(*by_kernel_thread)?, socket, operation)?,
+                })
+            }
+            Command::KeepRing { by_kernel_thread } => {
+                self.ring = Some(uring::ring(*by_kernel_thread)?);
+                Reply::Done
+            }
+            Command::UringSocket { family, kind } => {
+                let made = uring::socket(self.ring.as_mut().ok_or(Errno::BADF)?, *family, *kind)?;
+                self.keep(made)
             }
             Command::UnshareCgroupNs => odd::unshare_cgroup().map(|()| Reply::Done)?,
             Command::TakeFd => self.keep(descriptor.ok_or(Errno::BADF)?),

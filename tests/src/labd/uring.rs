@@ -1,21 +1,57 @@
 //! Socket operations by io_uring.
 #![expect(unsafe_code, reason = "a submission refers to memory that must outlive it")]
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::{io::Errno, net::SocketAddrAny};
 
-use crate::lab::UringOperation;
+use crate::lab::{Family, Kind, UringOperation};
 
-/// Does one operation and gives the result of its completion.
-pub(super) fn act(socket: BorrowedFd<'_>, operation: &UringOperation, by_kernel_thread: bool) -> Result<usize, Errno> {
+/// Makes a ring.
+pub(super) fn ring(by_kernel_thread: bool) -> Result<IoUring, Errno> {
     let mut builder = IoUring::builder();
     if by_kernel_thread {
         builder.setup_sqpoll(1_000);
     }
-    let mut ring = builder.build(8).map_err(|e| errno(&e))?;
-    let fd = types::Fd(socket.as_raw_fd());
+    builder.build(8).map_err(|e| errno(&e))
+}
+
+/// Makes a socket by `IORING_OP_SOCKET`.
+pub(super) fn socket(ring: &mut IoUring, family: Family, kind: Kind) -> Result<OwnedFd, Errno> {
+    let domain = if family == Family::V4 { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = match kind {
+        Kind::Stream => libc::SOCK_STREAM,
+        Kind::Datagram => libc::SOCK_DGRAM,
+        Kind::Raw => libc::SOCK_RAW,
+    };
+    let made = submit(ring, &[opcode::Socket::new(domain, kind, 0).build().user_data(WANTED)], 1)?;
+    // SAFETY: the completion gives a new descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(made).map_err(|_| Errno::IO)?) })
+}
+
+/// As [`act`], with the socket in the ring's own table: no descriptor is looked at.
+pub(super) fn act_on_fixed(
+    ring: &mut IoUring,
+    socket: BorrowedFd<'_>,
+    operation: &UringOperation,
+) -> Result<usize, Errno> {
+    ring.submitter().register_files(&[socket.as_raw_fd()]).map_err(|e| errno(&e))?;
+    let result = act_by(ring, (types::Fd(0), squeue::Flags::FIXED_FILE), operation);
+    ring.submitter().unregister_files().map_err(|e| errno(&e))?;
+    result
+}
+
+/// Does one operation and gives the result of its completion.
+pub(super) fn act(ring: &mut IoUring, socket: BorrowedFd<'_>, operation: &UringOperation) -> Result<usize, Errno> {
+    act_by(ring, (types::Fd(socket.as_raw_fd()), squeue::Flags::empty()), operation)
+}
+
+fn act_by(
+    ring: &mut IoUring,
+    (fd, flags): (types::Fd, squeue::Flags),
+    operation: &UringOperation,
+) -> Result<usize, Errno> {
     let to = match operation {
         UringOperation::Connect { to, .. } | UringOperation::SendMsg { to, .. } | UringOperation::SendZc { to, .. } => {
             SocketAddrAny::from(*to)
@@ -26,8 +62,8 @@ pub(super) fn act(socket: BorrowedFd<'_>, operation: &UringOperation, by_kernel_
             let connect = opcode::Connect::new(fd, to.as_ptr().cast(), to.addr_len()).build();
             let limit = types::Timespec::from(std::time::Duration::from_millis(*timeout_ms));
             let timeout = opcode::LinkTimeout::new(&raw const limit).build();
-            let entries = [connect.flags(squeue::Flags::IO_LINK).user_data(WANTED), timeout];
-            match submit(&mut ring, &entries, 2) {
+            let entries = [connect.flags(flags | squeue::Flags::IO_LINK).user_data(WANTED), timeout];
+            match submit(ring, &entries, 2) {
                 Err(Errno::CANCELED) => Err(Errno::TIMEDOUT),
                 other => other,
             }
@@ -40,13 +76,14 @@ pub(super) fn act(socket: BorrowedFd<'_>, operation: &UringOperation, by_kernel_
             message.msg_namelen = to.addr_len();
             message.msg_iov = &raw mut part;
             message.msg_iovlen = 1;
-            submit(&mut ring, &[opcode::SendMsg::new(fd, &raw const message).build().user_data(WANTED)], 1)
+            let send = opcode::SendMsg::new(fd, &raw const message).build();
+            submit(ring, &[send.flags(flags).user_data(WANTED)], 1)
         }
         UringOperation::SendZc { data, .. } => {
             let len = u32::try_from(data.len()).map_err(|_| Errno::MSGSIZE)?;
             let send =
                 opcode::SendZc::new(fd, data.as_ptr(), len).dest_addr(to.as_ptr().cast()).dest_addr_len(to.addr_len());
-            submit(&mut ring, &[send.build().user_data(WANTED)], 1)
+            submit(ring, &[send.build().flags(flags).user_data(WANTED)], 1)
         }
     }
 }
