@@ -154,3 +154,60 @@ fn a_policy_is_compared_with_the_one_in_force() {
     let (code, _, err) = said(scene.agent.cli(&["policy", "diff", next]));
     assert!(code == Some(0) && err.contains("1 override in force"), "{code:?} {err}");
 }
+
+#[test]
+fn denials_that_were_are_shown_to_who_comes_later_and_can_be_filtered() {
+    let Some(scene) = open() else { return };
+    let (code, out, err) = said(scene.agent.cli(&["flows"]));
+    assert!(
+        code == Some(0) && out.is_empty() && err.contains("they are in the events file") | err.contains("no denial"),
+        "{out}{err}"
+    );
+    let (_listener, db) = scene.db.tcp_listen((LOOPBACK[0], PORT).into()).unwrap();
+    let (_elsewhere, wrong) = scene.db.tcp_listen((LOOPBACK[0], PORT + 1).into()).unwrap();
+    assert_eq!(scene.other.tcp_connect(db, LONG), Err(Errno::PERM));
+    assert_eq!(scene.web.tcp_connect(wrong, LONG), Err(Errno::PERM));
+    let denial = |from: &'static str| move |e: &Value| e.pointer("/src_endpoint/svc_name") == Some(&from.into());
+    scene.agent.event("the first denial", denial("other"));
+    scene.agent.event("the second denial", denial("web"));
+
+    let callers = |filters: &[&str]| -> Vec<String> {
+        let document = json(&scene, &[&["flows"], filters].concat());
+        assert_eq!(document["schemaVersion"], 1);
+        let flows = document["flows"].as_array().unwrap().iter();
+        flows.map(|flow| flow["src_endpoint"]["svc_name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(callers(&[]), ["other", "web"]);
+    let pg = format!("tcp/{PORT}");
+    for (filters, expected) in [
+        (&["--denied", "--from", "other"][..], &["other"][..]),
+        (&["--from", "other,web"], &["other", "web"]),
+        (&["--not-from", "other"], &["web"]),
+        (&["--to", "db"], &["other", "web"]),
+        (&["--to", "spiffe://lab.example/db"], &["other", "web"]),
+        (&["--to", "web"], &[]),
+        (&["--port", pg.as_str()], &["other"]),
+        (&["--not-port", pg.as_str()], &["web"]),
+        (&["--port", "tcp"], &["other", "web"]),
+        (&["--reason", "no-rule", "--rule", "default", "--mode", "enforce"], &["other", "web"]),
+        (&["--not-reason", "no-rule"], &[]),
+        (&["--not-rule", "default"], &[]),
+        (&["--not-mode", "audit"], &["other", "web"]),
+        (&["--not-to", "db"], &[]),
+        (&["--since", "1h"], &["other", "web"]),
+        (&["--since", "0s"], &[]),
+        (&["--count", "1"], &["web"]),
+    ] {
+        assert_eq!(callers(filters), expected, "{filters:?}");
+    }
+    let (code, out, err) = said(scene.agent.cli(&["flows", "--from", "other"]));
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(code == Some(0) && lines.len() == 2 && lines[0].starts_with("TIME") && err.is_empty(), "{out}{err}");
+    assert_eq!(lines[0].find("PORT"), lines[1].find("tcp/"), "{out}");
+    let (_, out, _) = said(scene.agent.cli(&["flows", "--no-headers", "--count", "1"]));
+    assert_eq!(out.lines().count(), 1, "{out}");
+    // What was comes first, and no moment lies between it and what comes.
+    let (code, out, err) =
+        said(scene.agent.cli(&["flows", "--follow", "--since", "1h", "--count", "2", "-o", "jsonl"]));
+    assert!(code == Some(0) && out.lines().count() == 2, "{out}{err}");
+}

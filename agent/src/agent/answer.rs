@@ -64,8 +64,8 @@ impl Core {
             Request::BreakGlass(asked) => self.overridden("break-glass", &asked).map(Reply::Applied),
             Request::Overrides => Ok(Reply::Overrides { overrides: self.overrides.rows().to_vec() }),
             Request::Undo { id } => self.undone(&id).map(Reply::Applied),
-            // The server answers it without this thread.
-            Request::Follow => Ok(Reply::Missed { count: 0 }),
+            // The server answers these without this thread.
+            Request::Recent | Request::Follow { .. } => Ok(Reply::Missed { count: 0 }),
         };
         answer.unwrap_or_else(|e| {
             let code = match e.downcast_ref::<Refusal>() {

@@ -99,6 +99,25 @@ impl Output {
         matches!(self.format, Format::Wide)
     }
 
+    /// Says whether tables have headers.
+    #[must_use]
+    pub const fn headers(&self) -> bool {
+        self.headers
+    }
+
+    /// Writes one document of a stream without an end: a line each, or YAML documents.
+    ///
+    /// # Errors
+    ///
+    /// Whatever writing says.
+    pub fn one_of_a_stream(&mut self, item: &Value) -> Result<(), CliError> {
+        let text = match self.format {
+            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(item).map_err(anyhow::Error::from)?),
+            Format::Json | Format::Jsonl | Format::Table | Format::Wide => format!("{item}\n"),
+        };
+        self.write(&text)
+    }
+
     /// Writes text to stdout as it is.
     ///
     /// # Errors

@@ -25,7 +25,8 @@ pub const fn refusal(caller: Caller, request: &Request) -> Option<&'static str> 
         | Request::Identities
         | Request::Policy
         | Request::Explain { .. }
-        | Request::Follow
+        | Request::Recent
+        | Request::Follow { .. }
         | Request::Edges
         | Request::Stats
         | Request::Overrides => None,

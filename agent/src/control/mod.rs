@@ -3,6 +3,8 @@
 pub mod access;
 pub mod bind;
 pub mod client;
+mod flows;
+mod frames;
 pub mod places;
 pub mod server;
 pub mod wire;

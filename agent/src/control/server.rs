@@ -10,18 +10,17 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{
-        UnixListener, UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    sync::{broadcast::error::RecvError, oneshot},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    sync::oneshot,
     time::timeout,
 };
 use tracing::{debug, warn};
 
 use super::{
     access::{self, Caller},
+    flows,
+    frames::Frames,
     places::Places,
     wire::{QUESTION_MAX, REQUEST_MAX, Reply, Request},
 };
@@ -30,19 +29,11 @@ use crate::{
         Shared,
         inbox::{Input, Outside},
     },
-    clock,
-    events::{
-        line,
-        ocsf::{Node, Stamp, write_line},
-        pipeline::Pipeline,
-        record::{DenyEvent, Record},
-    },
+    events::{ocsf::Node, pipeline::Pipeline},
 };
 
 /// How long a caller may take to write its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long a caller may take to read an answer.
-const READ_TIME: Duration = Duration::from_secs(10);
 /// How long an answer may take: the fill of a large policy is well below.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
 
@@ -99,9 +90,8 @@ pub async fn serve(listener: UnixListener, outside: Outside, pipeline: Arc<Pipel
 
 /// Answers without waiting: what does not fit into an empty socket is not worth a task.
 fn turn_away(stream: &UnixStream, reply: &Reply) {
-    if let Ok(mut bytes) = serde_json::to_vec(reply) {
-        bytes.push(b'\n');
-        let _ = stream.try_write(&bytes);
+    if let Ok(frame) = Frames::of(reply) {
+        let _ = stream.try_write(frame.bytes());
     }
 }
 
@@ -125,8 +115,10 @@ async fn one(stream: UnixStream, outside: &Outside, pipeline: &Pipeline, access:
     if let Some(why) = access::refusal(caller, &request) {
         return send(&mut write, &Reply::Refused { message: why.to_owned(), code: 5 }).await;
     }
-    if request == Request::Follow {
-        return follow(read, write, pipeline, &access.node).await;
+    match request {
+        Request::Recent => return flows::recent(write, pipeline, &access.node).await,
+        Request::Follow { known } => return flows::follow(read, write, pipeline, &access.node, known).await,
+        _ => {}
     }
     let (sender, receiver) = oneshot::channel();
     if !outside.send(Input::Request(request, caller, sender)) {
@@ -140,43 +132,8 @@ async fn one(stream: UnixStream, outside: &Outside, pipeline: &Pipeline, access:
     send(&mut write, &reply).await
 }
 
-async fn follow(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, pipeline: &Pipeline, node: &Node) -> Result<()> {
-    let mut events = pipeline.subscribe();
-    // The first line says that everything from here on will be shown.
-    send(&mut write, &Reply::Missed { count: 0 }).await?;
-    let mut rest = [0; 64];
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            // It hung up, or says more than it was asked for.
-            _ = read.read(&mut rest) => return Ok(()),
-        };
-        let reply = match event {
-            Ok(event) => Reply::Denial { record: record(&event, node)?, line: line::line(&event) },
-            Err(RecvError::Lagged(count)) => Reply::Missed { count },
-            Err(RecvError::Closed) => return Ok(()),
-        };
-        send(&mut write, &reply).await?;
-    }
-}
-
-/// The record as the events file has it, but for the sequence number, which the writer gives out.
-fn record(event: &Arc<DenyEvent>, node: &Node) -> Result<serde_json::Value> {
-    let mut line = Vec::new();
-    let stamp = Stamp { node, sequence: 0, logged: clock::now().wall };
-    write_line(&mut line, &Record::Deny(Arc::clone(event)), &stamp)?;
-    let mut value: serde_json::Value = serde_json::from_slice(&line)?;
-    if let Some(metadata) = value.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
-        metadata.remove("sequence");
-    }
-    Ok(value)
-}
-
 async fn send(write: &mut OwnedWriteHalf, reply: &Reply) -> Result<()> {
-    let mut bytes = serde_json::to_vec(reply)?;
-    bytes.push(b'\n');
-    timeout(READ_TIME, write.write_all(&bytes)).await??;
-    Ok(())
+    Frames::of(reply)?.write_to(write).await
 }
 
 fn refused(message: &str) -> Reply {

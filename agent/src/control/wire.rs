@@ -33,8 +33,14 @@ pub enum Request {
         /// `name:port`.
         to: String,
     },
+    /// The denials that are still known, oldest first; then the agent hangs up.
+    Recent,
     /// Denials from this moment on; the replies go on until the caller hangs up.
-    Follow,
+    Follow {
+        /// The denials that are still known come before them.
+        #[serde(default)]
+        known: bool,
+    },
     /// The edges in the maps.
     Edges,
     /// How full the maps are, and the counters.
@@ -99,14 +105,14 @@ pub enum Reply {
         /// Whether the flow passes.
         allowed: bool,
     },
-    /// To `Follow`: one denial.
+    /// To `Recent` and `Follow`: one denial.
     Denial {
         /// The OCSF record.
         record: serde_json::Value,
         /// One line for people.
         line: String,
     },
-    /// To `Follow`: the caller was too slow.
+    /// To `Follow`: the caller was too slow; with the number 0, that everything from here on is new.
     Missed {
         /// How many it did not see; they are in the events file.
         count: u64,

@@ -5,7 +5,7 @@
 //! [`Pipeline::on_tick`]. It never waits for a sink.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc::Receiver},
 };
@@ -26,6 +26,9 @@ use super::{
 
 /// Events that a follower may lag behind. One more, and it is told how many it missed.
 pub const FOLLOWER_EVENTS_MAX: usize = 1024;
+
+/// Denials that are kept to be shown to who asks later. At about 1 kB each, 1 MB.
+pub const RECENT_EVENTS_MAX: usize = 1024;
 
 /// Settings.
 #[derive(Clone, Debug)]
@@ -72,6 +75,8 @@ pub struct Pipeline {
     config: Config,
     queue: RecordQueue,
     followers: broadcast::Sender<Arc<DenyEvent>>,
+    /// Oldest first. Locked while an event is sent, so that who asks for both misses none.
+    recent: Mutex<VecDeque<Arc<DenyEvent>>>,
     state: Mutex<State>,
 }
 
@@ -91,13 +96,20 @@ impl Pipeline {
     pub fn new(config: Config, ledger: SharedLedger) -> (Self, Receiver<Message>) {
         let (queue, receiver) = RecordQueue::new(ledger, config.queue_records_max);
         let (followers, _) = broadcast::channel(FOLLOWER_EVENTS_MAX);
-        (Self { config, queue, followers, state: Mutex::default() }, receiver)
+        (Self { config, queue, followers, recent: Mutex::default(), state: Mutex::default() }, receiver)
     }
 
-    /// Returns the denials from this moment on, as `flows --follow` shows them.
+    /// Returns the newest denials, oldest first, and those from this moment on, as `flows` shows them.
     #[must_use]
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<DenyEvent>> {
-        self.followers.subscribe()
+    pub fn subscribe(&self) -> (Vec<Arc<DenyEvent>>, broadcast::Receiver<Arc<DenyEvent>>) {
+        let recent = self.lock_recent();
+        (recent.iter().cloned().collect(), self.followers.subscribe())
+    }
+
+    /// Returns the newest denials, oldest first, at most [`RECENT_EVENTS_MAX`].
+    #[must_use]
+    pub fn recent(&self) -> Vec<Arc<DenyEvent>> {
+        self.lock_recent().iter().cloned().collect()
     }
 
     /// The books, for `status` and metrics.
@@ -173,8 +185,14 @@ impl Pipeline {
     }
 
     fn publish(&self, now: &Now, event: Arc<DenyEvent>) {
+        let mut recent = self.lock_recent();
+        if recent.len() >= RECENT_EVENTS_MAX {
+            recent.pop_front();
+        }
+        recent.push_back(Arc::clone(&event));
         // The error says that nobody follows.
         let _ = self.followers.send(Arc::clone(&event));
+        drop(recent);
         self.queue.offer(now.wall, Record::Deny(event));
     }
 
@@ -195,6 +213,11 @@ impl Pipeline {
 
     const fn enrich<'a>(&self, now: &Now, snapshots: &'a Snapshots) -> Enrich<'a> {
         Enrich { now: *now, snapshots, community_id_seed: self.config.community_id_seed }
+    }
+
+    /// Poisoned or not: what is shown again decides nothing.
+    fn lock_recent(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<DenyEvent>>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Poisoned or not: the windows decide only how often a repeat is told.

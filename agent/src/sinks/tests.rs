@@ -222,7 +222,7 @@ fn from_kernel_bytes_to_the_file_the_books_are_balanced() {
     let place = Place::new();
     let (sink, opened) = place.open();
     let (pipeline, receiver) = Pipeline::new(Config { proc_root: None, ..Config::default() }, opened.ledger.clone());
-    let mut follower = pipeline.subscribe();
+    let (_, mut follower) = pipeline.subscribe();
     let writer = spawn(sink, receiver, Box::new(testing::now)).unwrap();
     let snapshots = testing::snapshots();
 

@@ -151,7 +151,8 @@ fn split(to: &str) -> (String, Vec<String>) {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// Reads `30s`, `30m`, `24h`, `7d`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time; write 30s, 30m, 24h or 7d");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let n: u64 = text.get(..text.len() - unit.len_utf8()).and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
