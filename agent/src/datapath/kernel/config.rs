@@ -90,6 +90,12 @@ pub enum DatapathError {
     /// See there.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// Functions that the verifier checks by themselves need their types.
+    #[error(
+        "the kernel takes no types (BTF) of global functions; this needs Linux 6.1 or newer with CONFIG_DEBUG_INFO_BTF, \
+         and free memory for the probe"
+    )]
+    NoFunctionTypes,
     /// The kernel refused the object or its maps.
     #[error("load the kernel programs")]
     Load(#[source] aya::EbpfError),

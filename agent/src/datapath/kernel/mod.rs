@@ -56,6 +56,10 @@ impl Datapath {
         let bytes = object::bytes().ok_or(DatapathError::NoPrograms)?;
         let pins = Pins::open(&config.pins, &config.run)?;
         let btf = Btf::of_kernel()?;
+        // Without them every function is checked as a part of its callers: that takes minutes, and then fails.
+        if !aya::features().btf().is_some_and(|btf| btf.btf_func_global()) {
+            return Err(DatapathError::NoFunctionTypes);
+        }
         let (kn, id) = (btf.offset("cgroup", "kn")?, btf.offset("kernfs_node", "id")?);
         let parent = btf.offset("cgroup", "self")? + btf.offset("cgroup_subsys_state", "parent")?;
         let mut secret = [0; 8];
