@@ -11,7 +11,7 @@ use eastwall::control::{
     wire::{Reply, Request},
 };
 use tests::{
-    lab::{Actor, AgentOptions, Errno, Reply as Done, Socket},
+    lab::{Actor, AgentOptions, Errno, Reply as Done, Socket, Witness, magic},
     scene::{LONG, LOOPBACK, PORT, Scene},
 };
 
@@ -65,6 +65,54 @@ fn g70_a_revocation_ends_the_open_connection_at_both_ends_and_its_undoing_restor
     let status = scene.agent.balance();
     assert_eq!((status.overrides, status.lost), (0, 0), "{status:#?}");
     scene.agent.event("the cut", |e| e.pointer("/metadata/event_code").is_some_and(|c| c == "cut"));
+}
+
+#[test]
+fn g70_of_many_streams_the_revoked_half_ends_and_the_other_half_goes_on() {
+    const EACH: usize = 25;
+    const BOTH: &str = "[{ from: web, to: db, ports: [tcp/5432] }, { from: other, to: db, ports: [tcp/5432] }]";
+    let Some(scene) = Scene::open(BOTH, &AgentOptions::default()) else { return };
+    for addr in LOOPBACK {
+        scene.rules(BOTH);
+        let (listener, addr) = scene.db.tcp_listen(SocketAddr::new(addr, PORT)).expect("listen");
+        let open = |from: &Actor| -> Vec<(Socket, Socket)> {
+            let one = |_| {
+                let caller = from.tcp_connect(addr, LONG).expect("an allowed connection");
+                (caller, scene.db.accept(listener).expect("accept it"))
+            };
+            (0..EACH).map(one).collect()
+        };
+        let (kept, revoked) = (open(&scene.web), open(&scene.other));
+        let carry = |from: &Actor, flows: &[(Socket, Socket)]| {
+            for &(caller, callee) in flows {
+                from.send(caller, b"stream").expect("an open stream takes payload");
+                assert_eq!(scene.db.receive(callee, 1).expect("it arrives")[0].data, b"stream");
+            }
+        };
+        carry(&scene.web, &kept);
+        carry(&scene.other, &revoked);
+        scene.rules(OPEN);
+        let denied = magic();
+        let mut witness = Witness::new(&scene.net, &denied);
+        let start = Instant::now();
+        for &(caller, callee) in &revoked {
+            // Nothing that is sent after the new policy is acknowledged arrives, and nobody hangs.
+            let _ = scene.other.send(caller, &denied);
+            let end = scene.db.receive_for(callee, 1, LONG);
+            assert!(end == Err(Errno::CONNRESET) || end == Err(Errno::CONNABORTED), "{end:?}");
+        }
+        assert!(start.elapsed() < CUT_MAX * 5, "{:?}", start.elapsed());
+        assert_eq!(witness.arrived(), 0);
+        carry(&scene.web, &kept);
+        for (party, flows) in [(&scene.web, kept), (&scene.other, revoked)] {
+            for (caller, callee) in flows {
+                party.close(caller);
+                scene.db.close(callee);
+            }
+        }
+        scene.db.close(listener);
+    }
+    scene.agent.balance();
 }
 
 #[test]

@@ -139,6 +139,39 @@ fn g82_an_agent_that_is_gone_leaves_verdicts_as_they_are_and_its_successor_appli
 }
 
 #[test]
+fn g82_an_agent_that_is_stopped_in_its_tracks_changes_no_verdict_and_newcomers_wait_for_it() {
+    let stopped_for = Duration::from_secs(u64::try_from(repetitions(2, 60)).unwrap());
+    let named = |lab: &tests::lab::Lab| {
+        let late =
+            format!("  workloads:\n    - {{ name: late, select: {{ cgroup: {}/late }} }}\n", lab.cgroup().path());
+        let rules = "[{ from: web, to: db, ports: [tcp/5432] }, { from: late, to: db, ports: [tcp/5432] }]";
+        tests::scene::policy(lab, rules, "").replace("  workloads:\n", &late)
+    };
+    let Some(scene) = Scene::open_by(named, &AgentOptions::default()) else { return };
+    let connection = scene.connection(LOOPBACK[0]);
+    let signal = |signal| {
+        let pid = i32::try_from(scene.agent.pid().unwrap()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    };
+    signal(rustix::process::Signal::STOP);
+    let late = scene.lab.cgroup().child("late");
+    let newcomer = scene.lab.actor(&late, &scene.net);
+    let end = Instant::now() + stopped_for;
+    while Instant::now() < end {
+        scene.talk(&connection);
+        assert_eq!(scene.other.tcp_connect(connection.addr, LONG), Err(Errno::PERM));
+        assert_eq!(newcomer.tcp_connect(connection.addr, LONG), Err(Errno::PERM), "nobody has labelled it");
+        thread::sleep(Duration::from_millis(10));
+    }
+    signal(rustix::process::Signal::CONT);
+    let end = Instant::now() + LONG;
+    while newcomer.tcp_connect(connection.addr, LONG).is_err() {
+        assert!(Instant::now() < end, "the newcomer is labelled once the agent goes on");
+    }
+    scene.agent.balance();
+}
+
+#[test]
 fn a_detach_takes_everything_off_and_a_second_agent_is_refused() {
     let Some(mut scene) = Scene::open(CLOSED, &AgentOptions::default()) else { return };
     let (_listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();

@@ -148,3 +148,24 @@ fn g68_a_policy_that_does_not_fit_is_refused_whole_and_the_running_one_goes_on()
     }
     scene.agent.balance();
 }
+
+#[test]
+fn g68_a_cgroup_that_finds_no_room_for_its_label_is_denied_and_told_as_a_problem() {
+    const ROOM: usize = 64;
+    let more = Map::from_iter([("capacity".to_owned(), json!({ "edges": 8, "cgroups": ROOM, "flows": 1024 }))]);
+    let Some(scene) = Scene::open(OPEN, &AgentOptions { more, ..AgentOptions::default() }) else { return };
+    let connection = scene.connection(LOOPBACK[0]);
+    assert_eq!(scene.agent.status().problems, [""; 0]);
+    let before = scene.agent.status().labelled;
+    let many: Vec<_> = (0..ROOM).map(|n| scene.cgroups[0].child(&format!("{n}"))).collect();
+    // The last of them is a part of `web` for which there was no room.
+    let late = scene.lab.actor(&many[ROOM - 1], &scene.net);
+    assert_eq!(late.tcp_connect(connection.addr, LONG), Err(Errno::PERM));
+    let mut agent = scene.agent;
+    agent.wait("the problem is shown", |agent| agent.status().problems.iter().any(|p| p.contains("stays unknown")));
+    let caller = scene.web.tcp_connect(connection.addr, LONG).expect("who has a label goes on");
+    scene.db.accept(connection.listener).unwrap();
+    scene.web.close(caller);
+    assert!(agent.status().labelled >= before);
+    agent.balance();
+}

@@ -1,6 +1,7 @@
 //! The agent under test, with everything that it touches in a place of its own.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -56,6 +57,7 @@ pub struct Agent {
     mounts: Namespace,
     dir: TempDir,
     capabilities: Option<String>,
+    before: Vec<String>,
     process: Option<Child>,
 }
 
@@ -87,7 +89,8 @@ impl Agent {
             mount("bpf", &bpf, "bpf", MountFlags::empty(), Some(c"mode=700")).context("mount a bpffs")
         })?;
         let capabilities = options.capabilities.clone();
-        let agent = Self { binary: binary(options.program)?, mounts, dir, capabilities, process: None };
+        let agent =
+            Self { binary: binary(options.program)?, mounts, dir, capabilities, before: Vec::new(), process: None };
         fs::write(agent.policy_file(), policy)?;
         let mut config = options.more.clone();
         for (key, value) in [
@@ -118,6 +121,29 @@ impl Agent {
         self.process = Some(child);
         // A socket that a killed agent left answers nobody, so it is no sign of life.
         self.wait("the agent is ready", |agent| UnixStream::connect(agent.control_socket()).is_ok());
+    }
+
+    /// As [`Self::restart`], where the agent may as well end; says whether it became ready.
+    ///
+    /// # Panics
+    ///
+    /// If it does neither.
+    pub fn try_restart(&mut self) -> bool {
+        assert!(self.process.is_none(), "the agent runs already");
+        let mut command = self.command();
+        self.process = Some(self.mounts.run(|| command.spawn()).expect("start the agent"));
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if self.process.as_mut().and_then(|child| child.try_wait().ok().flatten()).is_some() {
+                self.process = None;
+                return false;
+            }
+            if UnixStream::connect(self.control_socket()).is_ok() {
+                return true;
+            }
+            assert!(Instant::now() < end, "the agent neither ends nor is ready\n{}", self.log());
+            thread::sleep(LOOK);
+        }
     }
 
     /// Starts the agent where it must refuse to run, and returns its exit code and what it said.
@@ -168,18 +194,23 @@ impl Agent {
         }
     }
 
+    /// From now on another program starts the agent and becomes it, with the same process id: `words` are
+    /// that program and its arguments, and the command of the agent follows them. Without words it starts itself.
+    pub fn start_by(&mut self, words: &[&str]) {
+        self.before = words.iter().map(|word| (*word).to_owned()).collect();
+    }
+
     fn command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("open a log");
-        let mut command = match &self.capabilities {
-            None => Command::new(&self.binary),
-            // It becomes the agent, with the same process id.
-            Some(most) => {
-                let mut command = Command::new("setpriv");
-                command.args(["--no-new-privs", "--inh-caps=-all", &format!("--bounding-set=-all,{most}")]);
-                command.arg(&self.binary);
-                command
-            }
-        };
+        // Each becomes the next, with the same process id.
+        let mut words: Vec<OsString> = self.before.iter().map(OsString::from).collect();
+        if let Some(most) = &self.capabilities {
+            let bounding = format!("--bounding-set=-all,{most}");
+            words.extend(["setpriv", "--no-new-privs", "--inh-caps=-all", &bounding].map(OsString::from));
+        }
+        words.push(self.binary.clone().into_os_string());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command.arg("agent").arg("--config").arg(self.path("agent.yaml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share a log")).stderr(log);
         command

@@ -15,6 +15,8 @@ pub enum Need {
     CloneIntoCgroup,
     /// `ip` of iproute2.
     Ip,
+    /// `strace`, which lets a system call fail when told to.
+    Strace,
     /// The agent, with its kernel programs.
     Agent,
     /// The agent with kernel programs that have a log.
@@ -49,12 +51,16 @@ impl Need {
             Self::Root => (!rustix::process::geteuid().is_root()).then(|| "it needs root".to_owned()),
             Self::Cgroup2 => Hierarchy::find().err().map(|e| e.to_string()),
             Self::CloneIntoCgroup => super::spawn::clone_into_cgroup_missing(),
-            Self::Ip => {
-                let found = std::process::Command::new("ip").arg("-V").output().is_ok_and(|o| o.status.success());
-                (!found).then(|| "`ip` of iproute2 is not installed".to_owned())
-            }
+            Self::Ip => not_installed("ip", "`ip` of iproute2"),
+            Self::Strace => not_installed("strace", "`strace`"),
             Self::Agent => super::binary("eastwall").err().map(|e| format!("{e:#}")),
             Self::KernelLog => super::binary(super::WITH_KERNEL_LOG).err().map(|e| format!("{e:#}")),
         }
     }
+}
+
+/// Says that a program does not run here.
+fn not_installed(program: &str, what: &str) -> Option<String> {
+    let runs = std::process::Command::new(program).arg("-V").output().is_ok_and(|o| o.status.success());
+    (!runs).then(|| format!("{what} is not installed"))
 }

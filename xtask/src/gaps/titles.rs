@@ -39,8 +39,11 @@ pub const GAPS: &[(u16, &str)] = &[
     (70, "revocation of a live flow"),
     (73, "a full event ring, a dead reader"),
     (74, "an empty slot of a tail call"),
+    (75, "a failure while the kernel side is set up"),
     (82, "crash, kill and stop of the agent"),
     (84, "half a policy"),
     (85, "a policy that says less, or more, than it seems to"),
+    (96, "the wrong root of the cgroups"),
     (97, "workloads outside the expected tree"),
+    (98, "a pass for the agent itself, or none for its host"),
 ];
