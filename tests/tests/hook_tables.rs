@@ -6,7 +6,10 @@ use agent_common::{
     layout::{DenyCounter, Hook},
     verdict::Reason,
 };
-use eastwall::datapath::{Capacity, DatapathError, Identities};
+use eastwall::{
+    datapath::{Capacity, DatapathError, Identities},
+    policy::plan::TooLarge,
+};
 use tests::lab::{Command, Errno, Exit, Family, GuardOptions, Kind, Place, Scene, magic};
 
 /// Long enough for every answer that comes.
@@ -145,7 +148,7 @@ fn g68_a_cgroup_that_finds_no_room_for_its_label_is_denied() {
             };
             let refusal = scene.guard().put_in_force(&Default::default(), &identities).unwrap_err();
             assert!(
-                matches!(refusal, DatapathError::Capacity { what: "cgroups", needed: 9, holds: ROOM }),
+                matches!(refusal, DatapathError::TooLarge(TooLarge { what: "cgroups", needed: 9, holds: ROOM })),
                 "{refusal}"
             );
             assert_eq!(scene.guard().datapath().in_force(), epoch);

@@ -12,9 +12,10 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
-    core::{Core, identities},
+    core::Core,
     in_force::{Candidate, Refusal},
     overrides::{InvalidOverride, override_data},
+    swap::identities,
 };
 use crate::{
     clock,
@@ -281,7 +282,7 @@ fn may_stand_in_a_rule(asked: Result<(), ask::InvalidQuestion>) -> Result<(), In
 
 /// Says whether a policy did not fit: its size is wrong, not an operation.
 pub(super) fn is_too_large(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(DatapathError::Capacity { .. })))
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(DatapathError::TooLarge(_))))
 }
 
 /// A path that a workload may have chosen, harmless.

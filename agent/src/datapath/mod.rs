@@ -10,7 +10,9 @@ pub mod ring;
 mod sys;
 mod table;
 
-pub use kernel::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, Prepared, Runs};
+pub use kernel::{Datapath, DatapathConfig, DatapathError, Identities, Prepared, Questions, Runs};
 pub use pins::{Pins, PinsError};
 pub use sys::{MapKind, TestRun, test_run};
 pub use table::{Table, TableError};
+
+pub use crate::policy::plan::Capacity;

@@ -20,6 +20,7 @@ mod cmd {
     pub const MAP_GET_NEXT_KEY: i64 = 4;
     pub const OBJ_GET: i64 = 7;
     pub const PROG_TEST_RUN: i64 = 10;
+    pub const OBJ_GET_INFO_BY_FD: i64 = 15;
     pub const MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
     pub const MAP_UPDATE_BATCH: i64 = 26;
     pub const LINK_UPDATE: i64 = 29;
@@ -74,6 +75,17 @@ pub fn create(kind: MapKind, key: usize, value: usize, entries: u32, flags: u32)
     let raw = bpf(cmd::MAP_CREATE, &mut attr)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })
+}
+
+/// Returns the number under which the kernel lists a map.
+pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    // The first two fields of `struct bpf_map_info`: type and id. The kernel gives as much as is asked for.
+    let mut info = [0_u32; 2];
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(map) | 8 << 32;
+    attr[1] = info.as_mut_ptr().addr() as u64;
+    bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info[1])
 }
 
 /// Reads an element into `value`; false if there is none. Per-CPU maps give one value a CPU, each

@@ -4,6 +4,7 @@
 pub mod ask;
 pub mod assertions;
 pub mod canonical;
+pub mod changes;
 pub mod cidr;
 pub mod codes;
 pub mod compile;
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod ports;
 #[cfg(any(test, feature = "lab"))]
 pub mod random;
+pub mod sample;
 pub mod spec;
 pub mod time;
 pub mod yaml;

@@ -1,45 +1,64 @@
 //! Does a compiled policy fit the maps? Counted before any write.
 
-use super::{
-    finding::{Code, Finding},
-    map_state::MapState,
-};
+use super::map_state::MapState;
 
-/// How many entries each map of one side can hold.
+/// How much the maps hold.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Capacity {
-    /// `edges`.
-    pub edges: usize,
-    /// `spill`.
-    pub spill: usize,
-    /// `addr_ext`.
-    pub prefixes: usize,
-    /// Rules that can be counted in `rule_stats`.
-    pub rules: usize,
+    /// Edges of one side.
+    pub edges: u32,
+    /// Cgroups.
+    pub cgroups: u32,
+    /// Prefixes of one side.
+    pub prefixes: u32,
+    /// Edges with more than three ranges, of one side.
+    pub spills: u32,
+    /// Rules of one policy.
+    pub rules: u32,
+    /// Entries of the flow table.
+    pub flows: u32,
 }
 
-/// Checks that everything fits.
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { edges: 1 << 20, cgroups: 1 << 16, prefixes: 1 << 16, spills: 4_096, rules: 16_383, flows: 1 << 16 }
+    }
+}
+
+/// Entries of cgroups that are narrowed by owner; this number is built into the programs.
+pub const UID_ENTRIES: u32 = 16_384;
+
+/// The policy does not fit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("E16: the policy needs {needed} {what}, the maps hold {holds}; nothing was changed")]
+pub struct TooLarge {
+    /// Of what.
+    pub what: &'static str,
+    /// How many.
+    pub needed: usize,
+    /// How many there is room for.
+    pub holds: u32,
+}
+
+/// Checks that a policy fits, with the number of cgroups it labels and of those it narrows by owner.
 ///
 /// # Errors
 ///
-/// One E16 for each map that is too small; nothing may then be written.
-pub fn check_capacity(map: &MapState, capacity: &Capacity) -> Result<(), Vec<Finding>> {
+/// [`TooLarge`] with the first map that is too small; nothing may then be written.
+pub fn check_capacity(map: &MapState, cgroups: usize, by_uid: usize, capacity: &Capacity) -> Result<(), TooLarge> {
     let MapState { edges, spill, prefixes, unknown_mode: _, rule_ids, names: _ } = map;
     let needs = [
-        ("edges", "edges", edges.len(), capacity.edges),
-        ("edges with more than three port ranges", "spill", spill.len(), capacity.spill),
-        ("address prefixes", "addr_ext", prefixes.len(), capacity.prefixes),
-        ("rules", "rule_stats", rule_ids.len(), capacity.rules),
+        ("edges", edges.len(), capacity.edges),
+        ("edges with more than three port ranges", spill.len(), capacity.spills),
+        ("address prefixes", prefixes.len(), capacity.prefixes),
+        ("rules", rule_ids.len(), capacity.rules),
+        ("cgroups", cgroups, capacity.cgroups),
+        ("cgroups by uid", by_uid, UID_ENTRIES),
     ];
-    let findings: Vec<Finding> = needs
-        .into_iter()
-        .filter(|(_, _, needed, capacity)| needed > capacity)
-        .map(|(what, map, needed, capacity)| {
-            let message = format!("the policy has {needed} {what}, and the map `{map}` holds {capacity}");
-            Finding::general(Code::E16, message).help("raise the capacity in agent.yaml, or make the policy smaller")
-        })
-        .collect();
-    if findings.is_empty() { Ok(()) } else { Err(findings) }
+    match needs.into_iter().find(|&(_, needed, holds)| needed > holds as usize) {
+        Some((what, needed, holds)) => Err(TooLarge { what, needed, holds }),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -52,21 +71,27 @@ mod tests {
         let map =
             (0..50).map(|seed| Case::new(seed, 0).map).find(|map| !map.spill.is_empty() && !map.prefixes.is_empty());
         let map = map.unwrap();
+        let size = |n: usize| u32::try_from(n).unwrap();
         let full = Capacity {
-            edges: map.edges.len(),
-            spill: map.spill.len(),
-            prefixes: map.prefixes.len(),
-            rules: map.rule_ids.len(),
+            edges: size(map.edges.len()),
+            spills: size(map.spill.len()),
+            prefixes: size(map.prefixes.len()),
+            rules: size(map.rule_ids.len()),
+            cgroups: 5,
+            flows: 0,
         };
-        assert_eq!(check_capacity(&map, &full), Ok(()));
+        let most = UID_ENTRIES as usize;
+        assert_eq!(check_capacity(&map, 5, most, &full), Ok(()));
         for small in [
             Capacity { edges: full.edges - 1, ..full },
-            Capacity { spill: full.spill - 1, ..full },
+            Capacity { spills: full.spills - 1, ..full },
             Capacity { prefixes: full.prefixes - 1, ..full },
             Capacity { rules: full.rules - 1, ..full },
+            Capacity { cgroups: 4, ..full },
         ] {
-            let findings = check_capacity(&map, &small).unwrap_err();
-            assert_eq!((findings.len(), findings[0].code), (1, Code::E16), "{small:?}");
+            let error = check_capacity(&map, 5, most, &small).unwrap_err();
+            assert_eq!(error.needed, error.holds as usize + 1, "{small:?}");
         }
+        assert_eq!(check_capacity(&map, 5, most + 1, &full).unwrap_err().what, "cgroups by uid");
     }
 }

@@ -3,11 +3,18 @@
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use agent_common::{
-    id::Epoch,
-    layout::{IdentSlot, UidKey},
+    id::{Epoch, IdentityId},
+    layout::{EdgeEntry, EdgeKey, IdentSlot, PrefixKey, Settings, SpillEntry, UidKey},
 };
 
-use crate::datapath::{btf::BtfError, pins::PinsError, table::TableError};
+use crate::{
+    datapath::{
+        btf::BtfError,
+        pins::PinsError,
+        table::{Table, TableError},
+    },
+    policy::plan::{Capacity, TooLarge},
+};
 
 /// Where and how to attach.
 #[derive(Clone, Debug)]
@@ -26,29 +33,6 @@ pub struct DatapathConfig {
     pub capacity: Capacity,
 }
 
-/// How much the maps hold. Compared with the need before the first write.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Capacity {
-    /// Edges of one side.
-    pub edges: u32,
-    /// Cgroups.
-    pub cgroups: u32,
-    /// Prefixes of one side.
-    pub prefixes: u32,
-    /// Edges with more than three ranges, of one side.
-    pub spills: u32,
-    /// Rules of one policy.
-    pub rules: u32,
-    /// Entries of the flow table.
-    pub flows: u32,
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Self { edges: 1 << 20, cgroups: 1 << 16, prefixes: 1 << 16, spills: 4_096, rules: 16_383, flows: 1 << 16 }
-    }
-}
-
 /// Who is who, as one side of the maps will say it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Identities {
@@ -64,6 +48,13 @@ pub struct Identities {
 pub struct Prepared {
     /// The epoch that will use it.
     pub epoch: Epoch,
+    /// Its `edges`.
+    pub edges: Table<EdgeKey, EdgeEntry>,
+    /// Its `spill`.
+    pub spill: Table<u32, SpillEntry>,
+    /// Its `addr_ext`.
+    pub prefixes: Table<PrefixKey, IdentityId>,
+    pub(super) settings: Settings,
 }
 
 /// The runs of one program since it was loaded, as far as they were counted.
@@ -128,14 +119,20 @@ pub enum DatapathError {
     #[error("open the cgroup `{}`", .0.display())]
     Cgroup(PathBuf, #[source] io::Error),
     /// The policy does not fit.
-    #[error("E16: the policy needs {needed} {what}, the maps hold {holds}; nothing was changed")]
-    Capacity {
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+    /// A map was changed by somebody else, or lost what was written.
+    #[error(
+        "the maps do not hold what was written to them: {what} should be {wanted} and is {found}; the policy before \
+         stays in force"
+    )]
+    Differs {
         /// Of what.
-        what: &'static str,
-        /// How many.
-        needed: usize,
-        /// How many there is room for.
-        holds: u32,
+        what: String,
+        /// As written.
+        wanted: String,
+        /// As read.
+        found: String,
     },
     /// Randomness.
     #[error("draw a secret from the kernel")]

@@ -7,13 +7,13 @@ use agent_common::{
     layout::{EdgeEntry, EdgeKey, IdentEntry, IdentSlot, RuleStat, Settings, UidKey, names::map},
 };
 
-use super::{Datapath, DatapathError, Identities, Prepared, UID_ENTRIES};
+use super::{Datapath, DatapathError, Identities, Prepared};
 use crate::{
     datapath::{
         sys::{self, MapKind},
         table::{Table, TableError},
     },
-    policy::map_state::MapState,
+    policy::{map_state::MapState, plan},
 };
 
 /// `BPF_F_NO_PREALLOC` of linux/bpf.h.
@@ -24,7 +24,7 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Capacity`] before anything is written; else what the kernel refused. The side
+    /// [`DatapathError::TooLarge`] before anything is written; else what the kernel refused. The side
     /// in force is untouched in either case.
     pub fn prepare(
         &mut self,
@@ -58,7 +58,7 @@ impl Datapath {
 
         self.settings.put(&side, &settings)?;
         self.fill_identities(side, identities)?;
-        Ok(Prepared { epoch })
+        Ok(Prepared { epoch, edges, spill, prefixes, settings })
     }
 
     /// Fills the identities of a prepared side again: cgroups came while it was filled.
@@ -135,22 +135,10 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Capacity`].
+    /// [`DatapathError::TooLarge`].
     pub fn check_capacity(&self, state: &MapState, identities: &Identities) -> Result<(), DatapathError> {
-        let c = &self.config.capacity;
-        for (what, needed, holds) in [
-            ("edges", state.edges.len(), c.edges),
-            ("spilled ranges", state.spill.len(), c.spills),
-            ("prefixes", state.prefixes.len(), c.prefixes),
-            ("rules", state.rule_ids.len(), c.rules),
-            ("cgroups", identities.cgroups.len(), c.cgroups),
-            ("entries by uid", identities.uids.len(), UID_ENTRIES),
-        ] {
-            if needed > holds as usize {
-                return Err(DatapathError::Capacity { what, needed, holds });
-            }
-        }
-        Ok(())
+        let Identities { cgroups, uids } = identities;
+        Ok(plan::check_capacity(state, cgroups.len(), uids.len(), &self.config.capacity)?)
     }
 
     /// Parents come before children in the order of the ids only by accident; a cgroup made meanwhile

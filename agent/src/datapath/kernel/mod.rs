@@ -2,6 +2,7 @@
 //! agent left running.
 
 mod attach;
+mod check;
 mod config;
 mod fill;
 mod read;
@@ -14,7 +15,8 @@ use agent_common::{
 };
 use aya::{Ebpf, EbpfLoader, maps::MapData};
 
-pub use self::config::{Capacity, DatapathConfig, DatapathError, Identities, Prepared, Runs};
+pub use self::check::Questions;
+pub use self::config::{DatapathConfig, DatapathError, Identities, Prepared, Runs};
 use super::{
     btf::Btf,
     log, object,
@@ -22,6 +24,7 @@ use super::{
     sys,
     table::{Table, TableError},
 };
+use crate::policy::plan::{Capacity, UID_ENTRIES};
 
 /// The running kernel side.
 pub struct Datapath {
@@ -116,9 +119,6 @@ impl Datapath {
         self.in_force
     }
 }
-
-/// Room in `uid_ident`.
-const UID_ENTRIES: u32 = 16_384;
 
 fn open<K, V>(pins: &Pins, name: &'static str) -> Result<Table<K, V>, TableError>
 where
