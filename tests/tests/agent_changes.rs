@@ -8,11 +8,12 @@ use std::{
 
 use eastwall::control::{
     client,
-    wire::{Reply, Request},
+    wire::{Applied, Reply, Request},
 };
+use serde_json::Value;
 use tests::{
-    lab::{Actor, AgentOptions, Errno, Reply as Done, Socket, Witness, magic},
-    scene::{LONG, LOOPBACK, PORT, Scene},
+    lab::{Actor, Agent, AgentOptions, Errno, Reply as Done, Socket, Witness, magic},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, document},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
@@ -212,4 +213,75 @@ fn an_edit_of_the_policy_directory_is_picked_up_by_itself_and_a_bad_one_is_a_pro
     fs::write(scene.agent.policy_file(), &open).unwrap();
     scene.agent.wait("the problem is gone", |agent| agent.status().problems.is_empty());
     scene.agent.balance();
+}
+
+#[test]
+fn a_change_says_how_many_edges_it_opens_and_closes() {
+    let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let told = |agent: &Agent, epoch: u32| {
+        let event = agent.event("a change of policy", |e| {
+            e.pointer("/metadata/event_code").is_some_and(|c| c == "policy")
+                && e.pointer("/unmapped/eastwall/epoch").is_some_and(|n| *n == epoch)
+        });
+        let number = |field| event.pointer(&format!("/unmapped/eastwall/{field}")).and_then(Value::as_u64).unwrap();
+        (number("edges_opened"), number("edges_closed"))
+    };
+    assert_eq!(told(&scene.agent, 1), (1, 0), "the first policy opens what it allows");
+    let more = "[{ from: web, to: db, ports: [tcp/5432] }, { from: other, to: db, ports: [tcp/5432] }]";
+    scene.rules(more);
+    assert_eq!(told(&scene.agent, 2), (1, 0));
+    scene.rules(CLOSED);
+    assert_eq!(told(&scene.agent, 3), (1, 2));
+    scene.rules(OPEN);
+    assert_eq!(told(&scene.agent, 4), (1, 1));
+    let revoked = scene.agent.change(&["revoke", "web", "db", "--reason", "test"]);
+    assert_eq!((revoked.opened, revoked.closed), (0, 1), "{revoked:?}");
+    assert_eq!(told(&scene.agent, 5), (0, 1));
+    let undone = scene.agent.change(&["revoke", "--undo", revoked.id.as_deref().unwrap()]);
+    assert_eq!((undone.opened, undone.closed), (1, 0), "{undone:?}");
+    let glass = ["break-glass", "other", "db:tcp/5432", "--reason", "test", "--for", "3s", "--yes"];
+    assert_eq!(scene.agent.change(&glass).opened, 1);
+    assert_eq!(told(&scene.agent, 8), (0, 1), "what ends by itself is closed");
+    // A successor compares with what its predecessor left.
+    scene.agent.kill();
+    scene.agent.restart();
+    assert_eq!(told(&scene.agent, 9), (0, 0));
+    scene.agent.balance();
+}
+
+#[test]
+fn flows_that_cannot_be_cut_are_said_to_be_and_carry_nothing_all_the_same() {
+    // Positive control: with CAP_NET_ADMIN the same change cuts.
+    for may_cut in [true, false] {
+        let least = "+bpf,+perfmon,+sys_admin,+sys_ptrace,+dac_read_search,+chown";
+        let capabilities = Some(if may_cut { format!("{least},+net_admin") } else { least.to_owned() });
+        let options = AgentOptions { capabilities, ..AgentOptions::default() };
+        let Some(mut scene) = Scene::open(OPEN, &options) else { return };
+        let connection = scene.connection(LOOPBACK[0]);
+        scene.talk(&connection);
+        let output = scene.agent.cli(&["revoke", "web", "db", "--reason", "test", "-o", "json"]);
+        let applied: Applied = serde_json::from_value(document(&output)).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(scene.web.tcp_connect(connection.addr, LONG), Err(Errno::PERM), "a new flow is refused");
+        if may_cut {
+            assert_eq!((output.status.code(), applied.uncut, &applied.cut_problem), (Some(0), 0, &None), "{applied:?}");
+            assert!(applied.cut >= 1, "{applied:?}");
+            scene.agent.wait("nothing is wrong", |agent| agent.status().problems.is_empty());
+            continue;
+        }
+        assert_eq!((output.status.code(), applied.cut), (Some(6), 0), "{applied:?}");
+        assert!(applied.uncut >= 1, "{applied:?}");
+        let shown = scene.agent.status().problems.join("\n");
+        for text in [&*said, &*applied.cut_problem.clone().unwrap_or_default(), &*shown, &*scene.agent.log()] {
+            assert!(text.contains("could not be cut") && text.contains("CAP_NET_ADMIN"), "{text}");
+        }
+        // It is open, but nothing gets through.
+        scene.web.send(connection.caller, b"leak").unwrap();
+        let leaked = scene.db.receive_for(connection.callee, 1, BRIEF);
+        assert!(leaked.iter().flatten().all(|m| m.data != b"leak"), "{leaked:?}");
+        // Once nothing is left to cut, the problem is gone.
+        let _ = scene.agent.cli(&["revoke", "--undo", applied.id.as_deref().unwrap()]);
+        scene.agent.wait("nothing is wrong", |agent| agent.status().problems.is_empty());
+        scene.hang_up(connection);
+    }
 }

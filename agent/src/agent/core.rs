@@ -8,38 +8,31 @@ use std::{
     time::Duration,
 };
 
-use agent_common::{
-    id::BootSeconds,
-    layout::{IdentSlot, Settings, ident_flags},
-    verdict::Mode,
-};
+use agent_common::layout::{IdentSlot, ident_flags};
 use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{
-    cutting::{self, Ended},
     in_force::{Candidate, snapshot},
     inbox::{Inbox, Input},
     overrides::{Overrides, override_data},
-    roster::{Roster, changed},
+    roster::Roster,
     store::Store,
 };
 use crate::{
     clock,
     config::Config,
     control::wire::Applied,
-    datapath::{Datapath, DatapathError, Identities, log::KernelLog, ring::Ring},
+    datapath::{Datapath, DatapathError, log::KernelLog, ring::Ring},
     events::{
-        enrich::CutFlow,
         pipeline::{Pipeline, Tick},
-        record::{LifecycleEvent, Phase, PolicyChange, PolicyEvent, Record, RuleRef, new_uid},
+        record::{LifecycleEvent, Phase, PolicyChange, Record, new_uid},
         snapshot::Snapshots,
         windows::FoldedRow,
     },
     identity::resolver::{Labels, Resolver},
     policy::map_state::MapState,
-    reconcile::cut_list::Who,
 };
 
 /// How often windows end, counters are read and the directory is looked at.
@@ -90,7 +83,7 @@ impl Shared {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).contains(&cgroup)
     }
 
-    fn set(&self, labels: &BTreeMap<u64, IdentSlot>) {
+    pub(super) fn set(&self, labels: &BTreeMap<u64, IdentSlot>) {
         let declared = labels.iter().filter(|(_, s)| s.flags & ident_flags::DECLARED != 0).map(|(&id, _)| id);
         *self.declared.lock().unwrap_or_else(PoisonError::into_inner) = declared.collect();
     }
@@ -160,8 +153,9 @@ impl Core {
         })
     }
 
-    /// Labels cgroups that the kernel says are new, and forgets those it has released.
-    fn learn_cgroups(&mut self) {
+    /// Labels cgroups that the kernel says are new, and forgets those it has released. Says whether there
+    /// was any.
+    pub(super) fn learn_cgroups(&mut self) -> bool {
         let mut new = Vec::new();
         let mut gone = Vec::new();
         self.cgroups.drain(|bytes| {
@@ -176,7 +170,7 @@ impl Core {
         let again = std::mem::take(&mut self.unresolved);
         new.extend(again.keys());
         if new.is_empty() && gone.is_empty() {
-            return;
+            return false;
         }
         for id in &gone {
             self.roster.forget(*id);
@@ -196,6 +190,7 @@ impl Core {
         }
         self.snapshots.set_places(self.roster.places());
         self.shared.set(&self.labels.cgroups);
+        true
     }
 
     /// Says whether the cgroup could be found; it may be gone, or not be there yet.
@@ -253,135 +248,6 @@ impl Core {
         }
     }
 
-    fn refused(&mut self, e: anyhow::Error) -> anyhow::Error {
-        self.problems.insert("policy", format!("the last complete policy stays in force: {e:#}"));
-        let change = PolicyChange::Refused {
-            name: self.config.policy_directory.display().to_string(),
-            error: format!("{e:#}").lines().next().unwrap_or_default().to_owned(),
-        };
-        self.policy_event(change, 0);
-        e
-    }
-
-    /// Makes a candidate the policy in force.
-    pub(super) fn apply(&mut self, candidate: Candidate) -> Result<Applied> {
-        let name = candidate.policy.name.clone();
-        let warnings = candidate.warnings.clone();
-        let files = candidate.files.clone();
-        let overrides = self.overrides.rules();
-        match self.swap(candidate, &overrides) {
-            Ok(mut applied) => {
-                applied.warnings = warnings;
-                self.problems.remove("policy");
-                if let Err(e) = self.store.keep(&files) {
-                    self.problems.insert("store", format!("keep the policy for a restart: {e:#}"));
-                }
-                self.policy_event(PolicyChange::Applied { name }, applied.cut);
-                Ok(applied)
-            }
-            Err(e) => Err(self.refused(e)),
-        }
-    }
-
-    /// Takes an override in or out.
-    pub(super) fn with_overrides(&mut self, overrides: Overrides, change: PolicyChange) -> Result<Applied> {
-        let rules = overrides.rules();
-        let applied = self.swap(self.candidate.clone(), &rules)?;
-        self.overrides = overrides;
-        self.install_names();
-        if let Err(e) = self.overrides.save() {
-            self.problems.insert("overrides", format!("they would not survive a restart: {e}"));
-        }
-        self.policy_event(change, applied.cut);
-        Ok(applied)
-    }
-
-    /// Compiles, fills the idle side, flips, cuts. An error before the flip leaves no trace.
-    fn swap(&mut self, candidate: Candidate, overrides: &[crate::policy::model::Rule]) -> Result<Applied> {
-        let started = clock::now().boot_ns;
-        let offset = clock::boot_to_unix();
-        let state = Arc::new(candidate.compile(overrides, offset)?);
-        let resolver = candidate.resolver(&self.host)?;
-        self.roster.walk()?;
-        let mut labels = self.roster.labels(&resolver);
-        let settings = self.settings(&state);
-        let prepared = self.datapath.prepare(&state, settings, &identities(&labels))?;
-        // Cgroups made while the side was filled took their parent's entry from before: look again.
-        self.learn_cgroups();
-        if self.roster.walk()? > 0 || self.roster.nodes().any(|n| !labels.cgroups.contains_key(&n.id)) {
-            labels = self.roster.labels(&resolver);
-            self.datapath.refill(&prepared, &identities(&labels))?;
-        }
-        self.datapath.flip(&prepared)?;
-        let relabelled = changed(&self.labels.cgroups, &labels.cgroups);
-        self.applied_ns = clock::now().boot_ns;
-        self.wall_offset = offset;
-        (self.candidate, self.resolver, self.state, self.labels) = (candidate, resolver, state, labels);
-        self.shared.set(&self.labels.cgroups);
-        let rules = overrides.to_vec();
-        let snapshot = snapshot(prepared.epoch, &self.candidate, &rules, &self.state, &self.labels);
-        self.snapshots.install(Arc::new(snapshot));
-        self.snapshots.set_places(self.roster.places());
-        let cut = self.cut();
-        self.datapath.settle()?;
-        info!(epoch = prepared.epoch.0, edges = self.state.edges.len(), cut, relabelled, "policy in force");
-        Ok(Applied {
-            epoch: prepared.epoch.0,
-            unchanged: false,
-            cut,
-            edges: self.state.edges.len(),
-            id: None,
-            millis: clock::now().boot_ns.saturating_sub(started) / 1_000_000,
-            warnings: String::new(),
-        })
-    }
-
-    fn settings(&self, state: &MapState) -> Settings {
-        Settings {
-            unknown_mode: state.unknown_mode.unwrap_or(Mode::Observe) as u8,
-            event_burst: self.config.event_burst,
-            event_per_second: self.config.event_per_second,
-            flow_quota: self.config.flow_quota,
-            ..Settings::default()
-        }
-    }
-
-    /// Ends flows that lost their rule; returns how many sockets.
-    pub(super) fn cut(&mut self) -> usize {
-        let now = clock::now();
-        let boot = BootSeconds(u32::try_from(now.boot_ns / 1_000_000_000).unwrap_or(u32::MAX));
-        let who = Who { cgroups: &self.labels.cgroups, uids: &self.labels.uids };
-        let (ended, problems) = cutting::cut_all(who, &self.state, boot);
-        match problems.is_empty() {
-            true => drop(self.problems.remove("cut")),
-            false => drop(self.problems.insert("cut", problems.join("; "))),
-        }
-        for one in &ended {
-            self.pipeline.on_cut(&self.cut_flow(one), &now, &self.snapshots);
-        }
-        ended.len()
-    }
-
-    fn cut_flow(&self, ended: &Ended) -> CutFlow {
-        let Ended { socket, cut } = ended;
-        let peer_id = if cut.flow.from == cut.local { cut.flow.to } else { cut.flow.from };
-        let rule: Option<RuleRef> = self.snapshots.newest().and_then(|s| s.rule(cut.decision.rule)).cloned();
-        CutFlow {
-            direction: cut.flow.direction,
-            epoch: self.datapath.in_force(),
-            cause: rule,
-            proto: socket.proto,
-            local_id: cut.local,
-            peer_id,
-            local: socket.local,
-            peer: socket.peer,
-            cgroup: Some(socket.cgroup),
-            cookie: None,
-            netns: None,
-            mode: Some(cut.mode),
-        }
-    }
-
     fn tick(&mut self) {
         if let Err(e) = self.try_tick() {
             self.problems.insert("tick", format!("{e:#}"));
@@ -393,6 +259,7 @@ impl Core {
     fn try_tick(&mut self) -> Result<(), DatapathError> {
         self.events_tick()?;
         self.datapath.sweep_flows(clock::flow_tick())?;
+        self.cut_again();
         let missing = self.datapath.missing_links();
         if !missing.is_empty() {
             warn!(?missing, "links were removed; attaching again");
@@ -466,27 +333,4 @@ impl Core {
         };
         self.pipeline.submit(&now, Record::Lifecycle(event));
     }
-
-    fn policy_event(&self, change: PolicyChange, cut: usize) {
-        let now = clock::now();
-        let event = PolicyEvent {
-            uid: new_uid(now.wall),
-            time: now.wall,
-            change,
-            comment: None,
-            actor: None,
-            set: self.candidate.policy.hash.clone(),
-            epoch_before: None,
-            epoch: Some(self.datapath.in_force()),
-            edges_opened: 0,
-            edges_closed: 0,
-            flows_cut: u64::try_from(cut).unwrap_or(u64::MAX),
-        };
-        self.pipeline.submit(&now, Record::Policy(event));
-    }
-}
-
-/// As the maps hold them.
-pub(super) fn identities(labels: &Labels) -> Identities {
-    Identities { cgroups: labels.cgroups.clone(), uids: labels.uids.clone() }
 }

@@ -25,33 +25,65 @@ pub struct Ended {
     pub cut: Cut,
 }
 
-/// Ends every socket that `state` denies. Returns those it ended, and what went wrong on the way: a
-/// namespace that could not be entered is no reason to leave the others alone.
-pub fn cut_all(who: Who<'_>, state: &MapState, now: BootSeconds) -> (Vec<Ended>, Vec<String>) {
-    let (mut ended, mut problems) = (Vec::new(), Vec::new());
+/// What became of the sockets that lost their rule.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Those that were ended.
+    pub ended: Vec<Ended>,
+    /// How many should have been and could not.
+    pub failed: usize,
+    /// Why, by network namespace.
+    pub problems: Vec<String>,
+}
+
+/// Ends every socket that `state` denies. A socket that cannot be ended, or a namespace that cannot be
+/// entered, is no reason to leave the others alone.
+pub fn cut_all(who: Who<'_>, state: &MapState, now: BootSeconds) -> Outcome {
+    let mut outcome = Outcome::default();
     let namespaces = match namespaces() {
         Ok(namespaces) => namespaces,
-        Err(e) => return (ended, vec![format!("list the network namespaces: {e}")]),
+        Err(e) => {
+            outcome.problems.push(format!("list the network namespaces: {e}"));
+            return outcome;
+        }
     };
     for (inode, namespace) in namespaces {
         let result = inside(&namespace, || {
             let diag = Diag::open()?;
             let sockets = diag.list()?;
             let open: Vec<Open> = sockets.iter().map(open_of).collect();
-            let mut ended = Vec::new();
+            let (mut ended, mut failed) = (Vec::new(), Vec::new());
             for cut in cut_list(&open, who, state, now) {
-                if diag.destroy(&sockets[cut.index])? {
-                    ended.push(Ended { socket: open[cut.index], cut });
+                match diag.destroy(&sockets[cut.index]) {
+                    Ok(true) => ended.push(Ended { socket: open[cut.index], cut }),
+                    // It ended by itself.
+                    Ok(false) => {}
+                    Err(e) => failed.push(e),
                 }
             }
-            Ok(ended)
+            Ok((ended, failed))
         });
         match result {
-            Ok(mut of_namespace) => ended.append(&mut of_namespace),
-            Err(e) => problems.push(format!("end flows in the network namespace {inode}: {e}")),
+            Ok((mut ended, failed)) => {
+                outcome.ended.append(&mut ended);
+                outcome.failed += failed.len();
+                outcome.problems.extend(failed.first().map(|e| {
+                    let count = failed.len();
+                    format!("{count} sockets in the network namespace {inode}: {e}{}", hint(e))
+                }));
+            }
+            Err(e) => outcome.problems.push(format!("enter the network namespace {inode}: {e}")),
         }
     }
-    (ended, problems)
+    outcome
+}
+
+fn hint(e: &io::Error) -> &'static str {
+    match e.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => ", which takes CAP_NET_ADMIN",
+        Some(libc::EOPNOTSUPP) => ", which takes a kernel with CONFIG_INET_DIAG_DESTROY",
+        _ => "",
+    }
 }
 
 /// Every network namespace that a process lives in, by inode.

@@ -8,6 +8,7 @@ pub mod inbox;
 mod overrides;
 mod roster;
 mod store;
+mod swap;
 
 use std::{fs, io, path::Path, sync::Arc, thread};
 
@@ -99,6 +100,9 @@ pub fn run(config: Config) -> Result<()> {
     let resolver = candidate.resolver(&host)?;
     let shared = Arc::new(Shared::default());
     let now = clock::now().boot_ns;
+    // What is compared with the first policy of this agent: the last one of the agent before.
+    let before = if adopted { store.last_complete(&config).ok().flatten() } else { None };
+    let before = before.and_then(|before| before.compile(&overrides.rules(), clock::boot_to_unix()).ok());
     let mut core = Core {
         roster: Roster::new(hierarchy, config.scope.clone()),
         host,
@@ -107,7 +111,7 @@ pub fn run(config: Config) -> Result<()> {
         pipeline: Arc::new(pipeline),
         candidate: candidate.clone(),
         resolver,
-        state: Arc::default(),
+        state: before.map(Arc::new).unwrap_or_default(),
         labels: Default::default(),
         overrides,
         snapshots: Snapshots::default(),

@@ -225,8 +225,16 @@ pub struct Applied {
     pub epoch: u32,
     /// Nothing had to be done: this was in force already.
     pub unchanged: bool,
+    /// Edges that allow something which the policy before did not.
+    pub opened: usize,
+    /// Edges that no longer allow something which the policy before did.
+    pub closed: usize,
     /// Sockets that were closed because their edge is gone.
     pub cut: usize,
+    /// Sockets that should have been closed and could not; their packets are dropped all the same.
+    pub uncut: usize,
+    /// Why not; also if it is not known how many there are.
+    pub cut_problem: Option<String>,
     /// Edges in the maps.
     pub edges: usize,
     /// Id of the override, if this is one.

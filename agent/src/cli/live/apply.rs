@@ -42,28 +42,30 @@ pub(crate) fn reload(socket: &Path, output: &mut Output) -> Result<Exit, CliErro
 
 fn show(reply: Reply, output: &mut Output) -> Result<Exit, CliError> {
     match reply {
-        Reply::Applied(applied) => {
-            applied_text(&applied, output, "policy in force")?;
-            Ok(Exit::Done)
-        }
+        Reply::Applied(applied) => applied_text(&applied, output, "policy in force"),
         other => Err(unexpected(&other)),
     }
 }
 
-/// One line, or the machine form.
-pub(super) fn applied_text(applied: &Applied, output: &mut Output, what: &str) -> Result<(), CliError> {
+/// One line, or the machine form. Partly done, if flows could not be cut.
+pub(super) fn applied_text(applied: &Applied, output: &mut Output, what: &str) -> Result<Exit, CliError> {
     if output.for_people() {
         if !applied.warnings.is_empty() && !output.quiet {
             output.talk(&applied.warnings);
         }
         let (edges, cut) = (count(applied.edges, "edge"), count(applied.cut, "socket"));
-        let Applied { epoch, unchanged, cut: _, edges: _, id: _, millis, warnings: _ } = applied;
+        let Applied { epoch, unchanged, opened, closed, millis, .. } = applied;
         output.write(&match unchanged {
             true => format!("nothing to do: this is the policy in force, epoch {epoch}, {edges}\n"),
-            false => format!("{what} in {millis} ms: epoch {epoch}, {edges}; {cut} cut\n"),
-        })
+            false => {
+                format!("{what} in {millis} ms: epoch {epoch}, {edges}; {opened} opened, {closed} closed, {cut} cut\n")
+            }
+        })?;
     } else {
         let value = to_value(applied).map_err(anyhow::Error::from)?;
-        output.machine(value.clone(), [value])
+        output.machine(value.clone(), [value])?;
     }
+    let Some(problem) = &applied.cut_problem else { return Ok(Exit::Done) };
+    output.talk(&format!("eastwall: {problem}"));
+    Ok(Exit::Partly)
 }

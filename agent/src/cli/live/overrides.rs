@@ -133,11 +133,11 @@ pub(crate) fn overrides(socket: &Path, output: &mut Output) -> Result<Exit, CliE
 fn done(reply: Reply, output: &mut Output, what: &str) -> Result<Exit, CliError> {
     match reply {
         Reply::Applied(applied) => {
-            applied_text(&applied, output, what)?;
+            let exit = applied_text(&applied, output, what)?;
             if let (Some(id), true, false) = (&applied.id, output.for_people(), output.quiet) {
                 output.write(&format!("undo: eastwall revoke --undo {id}\n"))?;
             }
-            Ok(Exit::Done)
+            Ok(exit)
         }
         other => Err(unexpected(&other)),
     }
