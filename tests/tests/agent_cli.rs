@@ -3,7 +3,8 @@
 
 use std::{fs, process::Output};
 
-use eastwall::policy::time;
+use agent_common::layout::{EdgeEntry, EdgeKey, IdentEntry, LAYOUT_VERSION, names::map};
+use eastwall::{datapath::Table, policy::time};
 use serde_json::Value;
 use tests::{
     lab::{AgentOptions, Errno},
@@ -210,4 +211,36 @@ fn denials_that_were_are_shown_to_who_comes_later_and_can_be_filtered() {
     let (code, out, err) =
         said(scene.agent.cli(&["flows", "--follow", "--since", "1h", "--count", "2", "-o", "jsonl"]));
     assert!(code == Some(0) && out.lines().count() == 2, "{out}{err}");
+}
+
+#[test]
+fn what_somebody_changed_in_the_maps_is_found() {
+    let Some(scene) = open() else { return };
+    let (code, out, err) = said(scene.agent.cli(&["map", "check"]));
+    assert!(code == Some(0) && out.starts_with("the kernel holds what the agent believes: "), "{out}{err}");
+    let raw = json(&scene, &["map", "dump", "--raw"]);
+    let count = |name: &str| raw["elements"].as_array().unwrap().iter().filter(|e| e["map"] == name).count();
+    assert_eq!((count("epoch"), count("settings"), count("edges")), (1, 1, 1), "{raw:#}");
+    assert!(count("cgrp_ident") >= 3, "{raw:#}");
+
+    let maps = scene.agent.path(format!("bpf/eastwall/v{LAYOUT_VERSION}/maps"));
+    let web = scene.cgroups[0].id();
+    scene.agent.inside(|| {
+        let labels: Table<u64, IdentEntry> = Table::open(&maps.join(map::CGRP_IDENT), map::CGRP_IDENT).unwrap();
+        assert!(labels.remove(&web).unwrap(), "web has a label");
+        let sides: Table<u32, u32> = Table::open(&maps.join(map::EDGES), map::EDGES).unwrap();
+        let edges: Table<EdgeKey, EdgeEntry> = sides.inner(&1, map::EDGES).unwrap().unwrap();
+        let key = edges.keys().unwrap()[0];
+        assert!(edges.remove(&key).unwrap(), "the first epoch is on side 1");
+    });
+    let (code, out, err) = said(scene.agent.cli(&["map", "check"]));
+    assert_eq!(code, Some(1), "{out}{err}");
+    assert!(out.contains("edges: web -> db is not in the kernel\n"), "{out}");
+    assert!(out.contains(&format!("cgrp_ident: cgroup {web} is not in the kernel\n")), "{out}");
+    assert!(out.contains("2 differences in "), "{out}");
+    let document = json(&scene, &["map", "check"]);
+    assert_eq!((&document["same"], document["differences"].as_array().unwrap().len()), (&false.into(), 2));
+    // As it says: whatever changes the policy writes all of it anew.
+    said(scene.agent.cli(&["revoke", "other", "db", "--reason", "x"]));
+    assert_eq!(said(scene.agent.cli(&["map", "check"])).0, Some(0));
 }

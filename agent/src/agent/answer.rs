@@ -12,6 +12,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
+    checking::{self, Belief},
     core::Core,
     in_force::{Candidate, Refusal},
     overrides::{InvalidOverride, override_data},
@@ -61,6 +62,8 @@ impl Core {
             Request::Explain { from, to } => return self.explained(&from, &to),
             Request::Edges => self.edges().map(|edges| Reply::Edges { edges }),
             Request::Stats => self.stats().map(|counters| Reply::Stats { counters }),
+            Request::Raw => self.raw(),
+            Request::Check => self.checked(),
             Request::Revoke(asked) => self.overridden("revoke", &asked).map(Reply::Applied),
             Request::BreakGlass(asked) => self.overridden("break-glass", &asked).map(Reply::Applied),
             Request::Overrides => Ok(Reply::Overrides { overrides: self.overrides.rows().to_vec() }),
@@ -244,6 +247,30 @@ impl Core {
         let spill = usize::try_from(entry.spill).ok().and_then(|i| self.state.spill.get(i));
         let rest = spill.map(|s| s.ranges.as_slice()).unwrap_or_default();
         entry.ranges.iter().chain(rest).take(usize::from(entry.count))
+    }
+
+    fn raw(&self) -> Result<Reply> {
+        let held = self.datapath.held(self.state.spill.len())?;
+        let elements = held.raw().into_iter().map(|(map, key, value)| (map.to_owned(), key, value));
+        Ok(Reply::Raw { elements: elements.collect() })
+    }
+
+    fn checked(&self) -> Result<Reply> {
+        let (held, identities) = (self.datapath.held(self.state.spill.len())?, identities(&self.labels));
+        let settings = self.settings(&self.state);
+        let epoch = u64::from(self.datapath.in_force().0);
+        let belief = Belief { epoch, state: &self.state, settings, identities: &identities };
+        let mut differences = checking::differences(&belief, &held);
+        differences.extend(self.datapath.missing_links().into_iter().map(|name| format!("{name} is not attached")));
+        let compared = [
+            ("edges", belief.state.edges.len()),
+            ("prefixes", belief.state.prefixes.len()),
+            ("cgroups", identities.cgroups.len()),
+            ("spills", belief.state.spill.len()),
+            ("uids", identities.uids.len()),
+        ];
+        let compared = compared.map(|(name, n)| (name.to_owned(), n)).into();
+        Ok(Reply::Checked { compared, differences })
     }
 
     fn stats(&self) -> Result<BTreeMap<String, u64>> {

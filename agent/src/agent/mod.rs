@@ -1,6 +1,7 @@
 //! The daemon: builds its parts, connects them, and takes them down in order.
 
 mod answer;
+mod checking;
 mod core;
 mod cutting;
 mod in_force;

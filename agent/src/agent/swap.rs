@@ -159,7 +159,7 @@ impl Core {
         Ok(())
     }
 
-    fn settings(&self, state: &MapState) -> Settings {
+    pub(super) fn settings(&self, state: &MapState) -> Settings {
         Settings {
             unknown_mode: state.unknown_mode.unwrap_or(Mode::Observe) as u8,
             event_burst: self.config.event_burst,

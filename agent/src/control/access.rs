@@ -29,6 +29,8 @@ pub const fn refusal(caller: Caller, request: &Request) -> Option<&'static str> 
         | Request::Follow { .. }
         | Request::Edges
         | Request::Stats
+        | Request::Raw
+        | Request::Check
         | Request::Overrides => None,
         Request::Apply { .. }
         | Request::Reload

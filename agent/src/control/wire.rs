@@ -45,6 +45,10 @@ pub enum Request {
     Edges,
     /// How full the maps are, and the counters.
     Stats,
+    /// Every element of the side in force, as the kernel has it.
+    Raw,
+    /// Does the kernel hold what the agent believes?
+    Check,
     /// Deny an edge above all rules and cut its flows.
     Revoke(Override),
     /// Allow an edge above all rules but revocations.
@@ -126,6 +130,18 @@ pub enum Reply {
     Stats {
         /// Counter -> value.
         counters: BTreeMap<String, u64>,
+    },
+    /// To `Raw`.
+    Raw {
+        /// Map, key and value in hex, byte by byte as they lie in memory.
+        elements: Vec<(String, String, String)>,
+    },
+    /// To `Check`.
+    Checked {
+        /// What was compared -> how many.
+        compared: BTreeMap<String, usize>,
+        /// A line each; empty = the kernel holds what the agent believes.
+        differences: Vec<String>,
     },
     /// To `Overrides`.
     Overrides {

@@ -10,7 +10,7 @@ pub mod ring;
 mod sys;
 mod table;
 
-pub use kernel::{Datapath, DatapathConfig, DatapathError, Identities, Prepared, Questions, Runs};
+pub use kernel::{Datapath, DatapathConfig, DatapathError, Held, Identities, Prepared, Questions, RawElement, Runs};
 pub use pins::{Pins, PinsError};
 pub use sys::{MapKind, TestRun, test_run};
 pub use table::{Table, TableError};

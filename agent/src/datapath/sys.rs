@@ -19,6 +19,7 @@ mod cmd {
     pub const MAP_DELETE_ELEM: i64 = 3;
     pub const MAP_GET_NEXT_KEY: i64 = 4;
     pub const OBJ_GET: i64 = 7;
+    pub const MAP_GET_FD_BY_ID: i64 = 14;
     pub const PROG_TEST_RUN: i64 = 10;
     pub const OBJ_GET_INFO_BY_FD: i64 = 15;
     pub const MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
@@ -132,6 +133,18 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     let mut attr = [0; ATTR_WORDS];
     attr[0] = name.as_ptr().addr() as u64;
     match bpf(cmd::OBJ_GET, &mut attr) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(raw) => Ok(Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a map by its number, which is what a map of maps answers; `None` if it is gone.
+pub fn open_id(id: u32) -> io::Result<Option<OwnedFd>> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = u64::from(id);
+    match bpf(cmd::MAP_GET_FD_BY_ID, &mut attr) {
         // SAFETY: the kernel has just made this descriptor for us.
         Ok(raw) => Ok(Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,9 +1,11 @@
 //! A map as a typed table.
 
 use std::{
+    collections::BTreeMap,
     io,
     marker::PhantomData,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::Path,
 };
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -52,6 +54,17 @@ where
     pub fn create(kind: sys::MapKind, entries: u32, flags: u32, name: &'static str) -> Result<Self, TableError> {
         let fd = sys::create(kind, size_of::<K>(), size_of::<V>(), entries, flags);
         Ok(Self::new(fd.map_err(|source| TableError { map: name, verb: "make a side of", source })?, name))
+    }
+
+    /// Opens a pinned map whose key and value sizes are those of `K` and `V`.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]; nothing is pinned there, or it is no map.
+    pub fn open(pin: &Path, name: &'static str) -> Result<Self, TableError> {
+        let failed = |source| TableError { map: name, verb: "open the pin of", source };
+        let fd = sys::open_pin(pin).map_err(failed)?;
+        Ok(Self::new(fd.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?, name))
     }
 
     /// The descriptor, as the value of a map of maps.
@@ -167,7 +180,42 @@ where
         }
     }
 
+    /// Returns every element; those that come or go meanwhile may be missing.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`] with the kernel's answer.
+    pub fn all(&self) -> Result<BTreeMap<K, V>, TableError>
+    where
+        K: Ord,
+    {
+        let mut all = BTreeMap::new();
+        for key in self.keys()? {
+            if let Some(value) = self.get(&key)? {
+                all.insert(key, value);
+            }
+        }
+        Ok(all)
+    }
+
     fn failed(&self, verb: &'static str, source: io::Error) -> TableError {
         TableError { map: self.name, verb, source }
+    }
+}
+
+impl Table<u32, u32> {
+    /// Returns the map that a map of maps has at `index`; none if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`] with the kernel's answer.
+    pub fn inner<K, V>(&self, index: &u32, name: &'static str) -> Result<Option<Table<K, V>>, TableError>
+    where
+        K: FromBytes + IntoBytes + Immutable,
+        V: FromBytes + IntoBytes + Immutable,
+    {
+        let Some(id) = self.get(index)? else { return Ok(None) };
+        let fd = sys::open_id(id).map_err(|e| self.failed("open a side of", e))?;
+        Ok(fd.map(|fd| Table::new(fd, name)))
     }
 }

@@ -5,9 +5,8 @@ mod attach;
 mod check;
 mod config;
 mod fill;
+mod held;
 mod read;
-
-use std::io;
 
 use agent_common::{
     id::Epoch,
@@ -15,15 +14,12 @@ use agent_common::{
 };
 use aya::{Ebpf, EbpfLoader, maps::MapData};
 
-pub use self::check::Questions;
-pub use self::config::{DatapathConfig, DatapathError, Identities, Prepared, Runs};
-use super::{
-    btf::Btf,
-    log, object,
-    pins::Pins,
-    sys,
-    table::{Table, TableError},
+pub use self::{
+    check::Questions,
+    config::{DatapathConfig, DatapathError, Identities, Prepared, Runs},
+    held::{Held, RawElement},
 };
+use super::{btf::Btf, log, object, pins::Pins, table::Table};
 use crate::policy::plan::{Capacity, UID_ENTRIES};
 
 /// The running kernel side.
@@ -89,19 +85,19 @@ impl Datapath {
 
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| DatapathError::Secret(e))?;
         let mut datapath = Self {
-            edges: open(&pins, map::EDGES)?,
-            spill: open(&pins, map::SPILL)?,
-            addr_ext: open(&pins, map::ADDR_EXT)?,
-            cgrp_ident: open(&pins, map::CGRP_IDENT)?,
-            uid_ident: open(&pins, map::UID_IDENT)?,
-            epoch: open(&pins, map::EPOCH)?,
-            settings: open(&pins, map::SETTINGS)?,
-            flows: open(&pins, map::FLOWS)?,
-            flow_quota: open(&pins, map::FLOW_QUOTA)?,
-            rule_stats: open(&pins, map::RULE_STATS)?,
-            deny_counts: open(&pins, map::DENY_COUNTS)?,
-            deny_seen: open(&pins, map::DENY_SEEN)?,
-            deny_folded: open(&pins, map::DENY_FOLDED)?,
+            edges: Table::open(&pins.map(map::EDGES), map::EDGES)?,
+            spill: Table::open(&pins.map(map::SPILL), map::SPILL)?,
+            addr_ext: Table::open(&pins.map(map::ADDR_EXT), map::ADDR_EXT)?,
+            cgrp_ident: Table::open(&pins.map(map::CGRP_IDENT), map::CGRP_IDENT)?,
+            uid_ident: Table::open(&pins.map(map::UID_IDENT), map::UID_IDENT)?,
+            epoch: Table::open(&pins.map(map::EPOCH), map::EPOCH)?,
+            settings: Table::open(&pins.map(map::SETTINGS), map::SETTINGS)?,
+            flows: Table::open(&pins.map(map::FLOWS), map::FLOWS)?,
+            flow_quota: Table::open(&pins.map(map::FLOW_QUOTA), map::FLOW_QUOTA)?,
+            rule_stats: Table::open(&pins.map(map::RULE_STATS), map::RULE_STATS)?,
+            deny_counts: Table::open(&pins.map(map::DENY_COUNTS), map::DENY_COUNTS)?,
+            deny_seen: Table::open(&pins.map(map::DENY_SEEN), map::DENY_SEEN)?,
+            deny_folded: Table::open(&pins.map(map::DENY_FOLDED), map::DENY_FOLDED)?,
             in_force: Epoch(0),
             config,
             ebpf,
@@ -118,16 +114,6 @@ impl Datapath {
     pub const fn in_force(&self) -> Epoch {
         self.in_force
     }
-}
-
-fn open<K, V>(pins: &Pins, name: &'static str) -> Result<Table<K, V>, TableError>
-where
-    K: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable,
-    V: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable,
-{
-    let failed = |source| TableError { map: name, verb: "open the pin of", source };
-    let fd = sys::open_pin(&pins.map(name)).map_err(failed)?;
-    Ok(Table::new(fd.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?, name))
 }
 
 /// aya takes a pinned map as it is, so what is pinned is compared here.
