@@ -21,7 +21,7 @@ pub(super) struct AgentArgs {
     /// Settings; without it those in /etc/eastwall/agent.yaml, if it exists
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Let the kernel programs say what each denial was made of, in this log; for whoever works on them
+    /// Let the kernel programs say in this log what each denied packet was; for whoever works on them
     #[arg(long)]
     kernel_log: bool,
 }

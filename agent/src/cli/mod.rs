@@ -39,7 +39,7 @@ enum Command {
     Status,
     /// Show who is who on this host
     Identities,
-    /// Show denials as they happen
+    /// Show denials: those that were, or those that come
     Flows(live::FlowsArgs),
     /// Show what the kernel holds
     #[command(subcommand)]
