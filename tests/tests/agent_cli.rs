@@ -144,6 +144,8 @@ fn a_policy_is_compared_with_the_one_in_force() {
     fs::write(&path, &sound).unwrap();
     let same = said(scene.agent.cli(&["policy", "diff", next]));
     assert_eq!(same, (Some(0), "no difference\n".to_owned(), String::new()));
+    let (code, out, _) = said(scene.agent.cli(&["policy", "show"]));
+    assert!(code == Some(0) && out.contains("allow   web   db  pg     web-db"), "{out}");
     fs::write(&path, sound.replace("from: web, to: db", "from: other, to: db")).unwrap();
     let (code, out, _) = said(scene.agent.cli(&["policy", "diff", next]));
     assert_eq!(code, Some(1), "{out}");

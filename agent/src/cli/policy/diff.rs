@@ -12,17 +12,14 @@ use super::set::{self, Set, count};
 use crate::{
     cli::{
         exit::{CliError, Exit},
-        live,
         output::{Output, escape},
     },
     clock,
-    control::wire::{Reply, Request},
     policy::{
         ask::{Asked, unix_moment},
         diff::{Change, Differences, EdgeChange, SettingChange, Side, diff},
         time,
     },
-    sources::policy_dir::PolicyText,
 };
 
 #[derive(Debug, Args)]
@@ -46,7 +43,7 @@ pub(super) fn run(args: &DiffArgs, socket: &Path, output: &mut Output) -> Result
         [old, new] => (set::read(std::slice::from_ref(old))?, set::read(std::slice::from_ref(new))?),
         paths => {
             let new = set::read(paths)?;
-            let (old, domain) = in_force(socket, output)?;
+            let (old, domain) = set::in_force(socket, output)?;
             trust_domain = trust_domain.or(Some(domain));
             (old, new)
         }
@@ -71,22 +68,6 @@ pub(super) fn run(args: &DiffArgs, socket: &Path, output: &mut Output) -> Result
         machine(&differences, output)?;
     }
     Ok(if differences.is_empty() { Exit::Done } else { Exit::No })
-}
-
-/// The documents in force, and their trust domain.
-fn in_force(socket: &Path, output: &mut Output) -> Result<(Vec<PolicyText>, String), CliError> {
-    let (files, trust_domain) = match live::ask(socket, &Request::Policy)? {
-        Reply::Policy { files, trust_domain } => (files, trust_domain),
-        other => return Err(live::unexpected(&other)),
-    };
-    if let Reply::Overrides { overrides } = live::ask(socket, &Request::Overrides)?
-        && !overrides.is_empty()
-        && !output.quiet
-    {
-        let overrides = count(overrides.len(), "override");
-        output.talk(&format!("{overrides} in force are no part of this: `eastwall overrides`"));
-    }
-    Ok((files.into_iter().map(|(name, text)| PolicyText { name, text }).collect(), trust_domain))
 }
 
 fn text(differences: &Differences, quiet: bool) -> String {

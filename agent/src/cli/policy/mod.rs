@@ -35,7 +35,7 @@ pub(super) fn run(command: PolicyCommand, socket: &Path, output: &mut Output) ->
     match command {
         PolicyCommand::Check(args) => check::run(&args, output),
         PolicyCommand::Test(args) => test::run(&args, output),
-        PolicyCommand::Show(args) => show::run(&args, output),
+        PolicyCommand::Show(args) => show::run(&args, socket, output),
         PolicyCommand::Diff(args) => diff::run(&args, socket, output),
         PolicyCommand::Apply(args) => super::live::apply(socket, &args, output),
     }

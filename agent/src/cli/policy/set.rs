@@ -1,14 +1,16 @@
 //! A set of policy files on its way to an answer: read, loaded, compiled, or refused.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::{
     cli::{
         exit::{CliError, Exit},
+        live,
         output::Output,
     },
+    control::wire::{Reply, Request},
     policy::{
         compile::{CompileInput, compile},
         finding::{Finding, FindingRecord, Sources, render},
@@ -46,6 +48,22 @@ pub(in crate::cli) fn read(paths: &[PathBuf]) -> Result<Vec<PolicyText>, CliErro
 
 pub(in crate::cli) fn parse_time(text: &str) -> Result<i64, time::InvalidTime> {
     time::parse(text)
+}
+
+/// The documents in force, and their trust domain.
+pub(super) fn in_force(socket: &Path, output: &mut Output) -> Result<(Vec<PolicyText>, String), CliError> {
+    let (files, trust_domain) = match live::ask(socket, &Request::Policy)? {
+        Reply::Policy { files, trust_domain } => (files, trust_domain),
+        other => return Err(live::unexpected(&other)),
+    };
+    if let Reply::Overrides { overrides } = live::ask(socket, &Request::Overrides)?
+        && !overrides.is_empty()
+        && !output.quiet
+    {
+        let overrides = count(overrides.len(), "override");
+        output.talk(&format!("{overrides} in force are no part of this: `eastwall overrides`"));
+    }
+    Ok((files.into_iter().map(|(name, text)| PolicyText { name, text }).collect(), trust_domain))
 }
 
 /// Shows findings for people.

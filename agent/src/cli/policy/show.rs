@@ -1,6 +1,6 @@
 //! `eastwall policy show`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agent_common::{id::IdentityId, layout::level};
 use clap::Args;
@@ -29,8 +29,8 @@ const BUILT_INS: [(&str, &str); 4] = [
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ShowArgs {
-    /// Files or directories (their *.yaml, not recursive)
-    #[arg(required = true, value_name = "PATH")]
+    /// Files or directories (their *.yaml, not recursive); without one the policy in force is shown
+    #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Show every edge that the rules open or close, as the kernel holds it, and the built-ins
     #[arg(long)]
@@ -40,9 +40,15 @@ pub(in crate::cli) struct ShowArgs {
     trust_domain: Option<String>,
 }
 
-pub(super) fn run(args: &ShowArgs, output: &mut Output) -> Result<Exit, CliError> {
-    let files = set::read(&args.paths)?;
-    let set = match Set::compile(&files, args.trust_domain.as_deref()) {
+pub(super) fn run(args: &ShowArgs, socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
+    let (files, in_force) = match args.paths.as_slice() {
+        [] => {
+            let (files, domain) = set::in_force(socket, output)?;
+            (files, Some(domain))
+        }
+        paths => (set::read(paths)?, None),
+    };
+    let set = match Set::compile(&files, args.trust_domain.as_deref().or(in_force.as_deref())) {
         Ok(set) => set,
         Err(findings) => return set::refuse(&files, &findings, output),
     };
