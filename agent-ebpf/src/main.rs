@@ -30,7 +30,8 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// GPL-compatible: helpers such as `bpf_skb_cgroup_id` ask for it.
+/// What the kernel reads before it lets a program call helpers such as `bpf_skb_cgroup_id`, which are for
+/// programs under the GPL alone. These can be had under it: `license` in Cargo.toml.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 4] = *b"GPL\0";

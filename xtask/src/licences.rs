@@ -3,17 +3,18 @@
 //! Reads the part of cargo-deny's `deny.toml` that it checks, so that either tool can be used; this
 //! one is built in seconds.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
-use cargo_metadata::{Metadata, MetadataCommand, Package};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, NodeDep, Package};
 use serde::Deserialize;
 use spdx::{Expression, Licensee, ParseMode};
 
 use crate::workspace::Workspace;
 
 /// Workspaces of this checkout, each with its own lock file.
-const MANIFESTS: &[&str] = &["Cargo.toml", crate::fuzz::MANIFEST];
+const MANIFESTS: &[&str] = &[WORKSPACE, crate::fuzz::MANIFEST];
+const WORKSPACE: &str = "Cargo.toml";
 
 /// Checks every package of every lock file.
 ///
@@ -38,11 +39,53 @@ pub fn run(workspace: &Workspace) -> Result<()> {
             }
         }
         eprintln!("  ok    {manifest}: {foreign} packages looked at");
+        if *manifest == WORKSPACE {
+            refused += kernel(&metadata)?;
+        }
     }
     if refused > 0 {
         bail!("{refused} reasons to refuse a dependency; deny.toml says what is accepted");
     }
     Ok(())
+}
+
+/// The package of the kernel programs.
+const KERNEL: &str = "agent-ebpf";
+/// What goes together with the GPL 2, which the kernel programs declare.
+const WITH_GPL2: &[&str] = &["GPL-2.0-only", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib"];
+
+/// Checks that what is linked into the kernel programs can be had under the licence that they declare;
+/// returns how many reasons there are that it cannot.
+fn kernel(metadata: &Metadata) -> Result<usize> {
+    let root = metadata.packages.iter().find(|package| package.name.as_str() == KERNEL);
+    let root = root.with_context(|| format!("there is no package {KERNEL}"))?;
+    let accepted: Vec<Licensee> = WITH_GPL2.iter().filter_map(|name| Licensee::parse(name).ok()).collect();
+    let (mut seen, mut next, mut refused) = (BTreeSet::new(), vec![&root.id], 0);
+    while let Some(id) = next.pop() {
+        // What makes code at build time is in no object.
+        let package = &metadata[id];
+        if !seen.insert(id) || package.targets.iter().any(|target| target.is_proc_macro()) {
+            continue;
+        }
+        if !can_be_had_under(package.license.as_deref(), &accepted) {
+            let licence = package.license.as_deref().unwrap_or("no licence");
+            eprintln!(
+                "{KERNEL} links {} {}: `{licence}` does not go together with the GPL 2",
+                package.name, package.version
+            );
+            refused += 1;
+        }
+        let node = metadata.resolve.iter().flat_map(|resolve| &resolve.nodes).find(|node| node.id == *id);
+        let linked = |dep: &&NodeDep| dep.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);
+        next.extend(node.into_iter().flat_map(|node| node.deps.iter().filter(linked)).map(|dep| &dep.pkg));
+    }
+    eprintln!("  ok    {KERNEL}: {} packages looked at", seen.len());
+    Ok(refused)
+}
+
+fn can_be_had_under(licence: Option<&str>, accepted: &[Licensee]) -> bool {
+    let expression = licence.and_then(|licence| Expression::parse_mode(licence, ParseMode::LAX).ok());
+    expression.is_some_and(|e| e.evaluate(|required| accepted.iter().any(|licence| licence.satisfies(required))))
 }
 
 fn metadata(manifest: &Path) -> Result<Metadata> {
@@ -215,6 +258,29 @@ mod tests {
         check("good", Some("MIT"), Source::Other("git+https://forge.example/good"), 1);
         check("good", Some("MIT"), Source::Other("registry+https://other.example/index"), 1);
         check("good", Some("MIT"), Source::Folder, 1);
+    }
+
+    #[test]
+    fn what_the_kernel_programs_link_goes_together_with_the_gpl() {
+        let accepted: Vec<Licensee> = WITH_GPL2.iter().map(|name| Licensee::parse(name).unwrap()).collect();
+        assert_eq!(accepted.len(), WITH_GPL2.len());
+        for (licence, good) in [
+            (Some("MIT OR Apache-2.0"), true),
+            (Some("MIT/Apache-2.0"), true),
+            (Some("Apache-2.0 OR GPL-2.0-only"), true),
+            (Some("Apache-2.0"), false),
+            (Some("MIT AND Apache-2.0"), false),
+            (Some("nonsense"), false),
+            (None, false),
+        ] {
+            assert_eq!(can_be_had_under(licence, &accepted), good, "{licence:?}");
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let manifest = fs::read_to_string(root.join(KERNEL).join("Cargo.toml")).unwrap();
+        assert!(manifest.contains("license = \"Apache-2.0 OR GPL-2.0-only\""));
+        // Of the strings that the kernel counts as compatible, the one that says what the manifest says.
+        let source = fs::read_to_string(root.join(KERNEL).join("src/main.rs")).unwrap();
+        assert!(source.contains("static LICENSE: [u8; 4] = *b\"GPL\\0\";"));
     }
 
     #[test]
