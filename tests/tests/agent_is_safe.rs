@@ -1,6 +1,6 @@
 //! Nobody but root outside of every workload changes what is enforced: socket, pins, policy files.
 //!
-//! Source: security.md, S1, S2, S3, S6.
+//! Source: security.md, S1, S2, S3, S6, S18.
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{
@@ -23,7 +23,7 @@ use rustix::process::{Gid, Uid};
 use serde_json::{Map, json};
 use tests::{
     lab::{Agent, AgentOptions, Exit, Lab, Need, NetNs, Program},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, policy},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, document, policy},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
@@ -313,6 +313,39 @@ fn idle_slow_and_senseless_callers_keep_nobody_out() {
     scene.talk(&connection);
     scene.hang_up(connection);
     agent.balance();
+}
+
+#[test]
+fn what_others_chose_is_shown_and_never_obeyed() {
+    let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    // What a terminal would obey, or hide: it clears, turns around, has no width, forges a line.
+    let hostile = "x\u{1b}[2J\u{9b}1A\u{202e}\u{200b}\u{7f}\n0 denied";
+    let reasons = ["plain, grün", hostile];
+    for reason in reasons {
+        scene.agent.change(&["revoke", "web", "db", "--reason", reason]);
+    }
+    let bad = scene.agent.path("policy.d").join(format!("{hostile}.yml"));
+    fs::write(&bad, "").unwrap();
+    let mut shown = Vec::new();
+    for form in ["table", "wide", "json", "yaml", "jsonl"] {
+        shown.push((form, scene.agent.cli(&["overrides", "-o", form, "--color", "always"])));
+        shown.push((form, scene.agent.cli(&["status", "-o", form])));
+    }
+    shown.push(("error", scene.agent.cli(&["reload"])));
+    for (form, output) in &shown {
+        for text in [&output.stdout, &output.stderr] {
+            let text = std::str::from_utf8(text).unwrap();
+            let hidden = |c: char| (c.is_control() && c != '\n') || "\u{202e}\u{200b}".contains(c);
+            assert!(!text.contains(hidden), "{form}: {text:?}");
+            assert!(!text.lines().any(|line| line.starts_with("0 denied")), "{form}: {text:?}");
+        }
+    }
+    assert!(String::from_utf8_lossy(&shown[0].1.stdout).contains("plain, grün"), "{:?}", shown[0]);
+    // Nothing is lost where a machine reads.
+    let told = document(&scene.agent.cli(&["overrides", "-o", "json"]));
+    let told: Vec<&str> = told["overrides"].as_array().unwrap().iter().filter_map(|o| o["reason"].as_str()).collect();
+    assert_eq!(told, reasons);
+    fs::remove_file(bad).unwrap();
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod live;
 pub mod output;
 mod policy;
 mod version;
+mod visible;
 
 use std::{io, path::Path, process::ExitCode};
 

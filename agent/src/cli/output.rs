@@ -8,7 +8,8 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::exit::CliError;
+pub use super::visible::escape;
+use super::{exit::CliError, visible};
 
 /// Version of the JSON, YAML and JSON Lines forms. Raised when a field changes its meaning or goes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -112,27 +113,27 @@ impl Output {
     /// Whatever writing says.
     pub fn one_of_a_stream(&mut self, item: &Value) -> Result<(), CliError> {
         let text = match self.format {
-            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(item).map_err(anyhow::Error::from)?),
-            Format::Json | Format::Jsonl | Format::Table | Format::Wide => format!("{item}\n"),
+            Format::Yaml => format!("---\n{}", yaml(item)?),
+            Format::Json | Format::Jsonl | Format::Table | Format::Wide => visible::json(&format!("{item}\n")),
         };
         self.write(&text)
     }
 
-    /// Writes text to stdout as it is.
+    /// Writes text to stdout, with all that a terminal would obey or hide made visible, but for colours.
     ///
     /// # Errors
     ///
     /// Whatever writing says.
     pub fn write(&mut self, text: &str) -> Result<(), CliError> {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
+        stdout.write_all(visible::lines(text, self.color).as_bytes())?;
         stdout.flush()?;
         Ok(())
     }
 
     /// Writes talk to stderr; if that fails there is nobody to tell.
     pub fn talk(&mut self, line: &str) {
-        let _ = writeln!(io::stderr().lock(), "{line}");
+        let _ = writeln!(io::stderr().lock(), "{}", visible::lines(line, false));
     }
 
     /// Writes a machine form. `document` is the whole answer; `items` are its lines as JSON Lines.
@@ -142,11 +143,12 @@ impl Output {
     /// Whatever writing says.
     pub fn machine(&mut self, document: Value, items: impl IntoIterator<Item = Value>) -> Result<(), CliError> {
         let text = match self.format {
-            Format::Jsonl => items.into_iter().map(|item| format!("{}\n", versioned(item))).collect(),
-            Format::Yaml => serde_saphyr::to_string(&versioned(document)).map_err(anyhow::Error::from)?,
-            Format::Json | Format::Table | Format::Wide => {
-                format!("{}\n", serde_json::to_string_pretty(&versioned(document)).map_err(anyhow::Error::from)?)
+            Format::Jsonl => {
+                let lines = items.into_iter().map(|item| format!("{}\n", versioned(item)));
+                visible::json(&lines.collect::<String>())
             }
+            Format::Yaml => yaml(&versioned(document))?,
+            Format::Json | Format::Table | Format::Wide => pretty(&versioned(document))?,
         };
         self.write(&text)
     }
@@ -181,11 +183,14 @@ impl Output {
     }
 }
 
-/// Returns text that cannot move the cursor or forge a line.
-#[must_use]
-pub fn escape(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(escape).collect()
+fn pretty(value: &Value) -> Result<String, CliError> {
+    Ok(visible::json(&format!("{}\n", serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?)))
+}
+
+/// Where YAML would show a hidden character as it is, JSON says the same and is YAML as well.
+fn yaml(value: &Value) -> Result<String, CliError> {
+    let text = serde_saphyr::to_string(value).map_err(anyhow::Error::from)?;
+    if visible::has_hidden(&text) { pretty(value) } else { Ok(text) }
 }
 
 fn versioned(value: Value) -> Value {

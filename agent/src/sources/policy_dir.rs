@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, fstat, openat};
 
-use super::trust::{self, Untrusted};
+use super::trust::{self, Untrusted, shown};
 use crate::policy::file::FILE_BYTES_MAX;
 
 /// The ending of a policy file.
@@ -46,7 +46,7 @@ pub struct PolicyText {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadPolicyError {
     /// The system says no.
-    #[error("read `{}`", path.display())]
+    #[error("read `{}`", shown(path))]
     Io {
         /// What was being read.
         path: PathBuf,
@@ -55,19 +55,19 @@ pub enum ReadPolicyError {
         source: io::Error,
     },
     /// A device, a pipe, a socket, a directory in a directory.
-    #[error("`{}` is not a regular file", .0.display())]
+    #[error("`{}` is not a regular file", shown(.0))]
     NotAFile(PathBuf),
     /// Somebody else could change it.
     #[error(transparent)]
     Untrusted(#[from] Untrusted),
     /// Larger than any policy.
-    #[error("`{}` is larger than {FILE_BYTES_MAX} bytes", .0.display())]
+    #[error("`{}` is larger than {FILE_BYTES_MAX} bytes", shown(.0))]
     TooLarge(PathBuf),
     /// Not text.
-    #[error("`{}` is not UTF-8", .0.display())]
+    #[error("`{}` is not UTF-8", shown(.0))]
     NotUtf8(PathBuf),
     /// It looks like a policy and would be passed over in silence.
-    #[error("`{}` would not be read: rename it to end in `.{ENDING}`", .0.display())]
+    #[error("`{}` would not be read: rename it to end in `.{ENDING}`", shown(.0))]
     Ending(PathBuf),
 }
 

@@ -22,7 +22,7 @@ const STICKY: u32 = 0o1000;
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
     /// The system says no.
-    #[error("read `{}`", path.display())]
+    #[error("read `{}`", shown(path))]
     Io {
         /// What was being read.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum Untrusted {
         source: io::Error,
     },
     /// It belongs to another.
-    #[error("`{}` belongs to uid {owner}; it must belong to uid {wanted}: chown it", path.display())]
+    #[error("`{}` belongs to uid {owner}; it must belong to uid {wanted}: chown it", shown(path))]
     Owner {
         /// Which.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum Untrusted {
         wanted: u32,
     },
     /// Its mode lets others write.
-    #[error("`{}` can be written by others (mode {mode:04o}): chmod go-w it", path.display())]
+    #[error("`{}` can be written by others (mode {mode:04o}): chmod go-w it", shown(path))]
     Writable {
         /// Which.
         path: PathBuf,
@@ -48,11 +48,16 @@ pub enum Untrusted {
         mode: u32,
     },
     /// It may mean something else tomorrow.
-    #[error("`{}` is a symbolic link, which is not followed: name or put there what it means", .0.display())]
+    #[error("`{}` is a symbolic link, which is not followed: name or put there what it means", shown(.0))]
     Link(PathBuf),
     /// A file, a pipe, a device.
-    #[error("`{}` is not a directory", .0.display())]
+    #[error("`{}` is not a directory", shown(.0))]
     NotADirectory(PathBuf),
+}
+
+/// A path in a message. Whoever made it forges no line.
+pub fn shown(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
 }
 
 /// Opens a directory for reading that only `owner` can change: it and all above it belong to `owner` or
