@@ -54,6 +54,8 @@ fn audit_lets_everything_pass_and_tells_what_it_would_deny() {
     assert_ne!(text(&event, "/action"), "Denied");
     let status = scene.agent.balance();
     assert!(status.would_deny >= 2 && status.would_deny == status.denied, "all of them passed: {status:#?}");
+    let recent = status.recent;
+    assert_eq!((recent.denied, recent.would_deny, recent.lost), (status.denied, status.would_deny, 0), "{status:#?}");
     // The same flow in enforce.
     scene.rules(OPEN);
     let (_listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();

@@ -16,6 +16,7 @@ use super::{
     core::Core,
     in_force::{Candidate, Refusal},
     overrides::{InvalidOverride, override_data},
+    recent::Sums,
     swap::identities,
 };
 use crate::{
@@ -163,6 +164,7 @@ impl Core {
             suppressed,
             lost,
             pending: denied.saturating_sub(accounting.listed + suppressed + lost),
+            recent: self.history.until(now, Sums { denied, would_deny: count(DenyCounter::WouldDeny), lost }),
             problems,
         })
     }

@@ -17,6 +17,7 @@ use super::{
     in_force::{Candidate, snapshot},
     inbox::{Inbox, Input},
     overrides::{Overrides, override_data},
+    recent::History,
     roster::Roster,
     store::Store,
 };
@@ -66,6 +67,7 @@ pub struct Core {
     pub(super) adopted: bool,
     pub(super) problems: BTreeMap<&'static str, String>,
     pub(super) wall_offset: i64,
+    pub(super) history: History,
     /// Cgroups that the kernel told of and that could not be found yet, with the number of looks.
     pub(super) unresolved: BTreeMap<u64, u32>,
 }
@@ -260,6 +262,7 @@ impl Core {
         self.events_tick()?;
         self.datapath.sweep_flows(clock::flow_tick())?;
         self.cut_again();
+        self.look_at_sums()?;
         let missing = self.datapath.missing_links();
         if !missing.is_empty() {
             warn!(?missing, "links were removed; attaching again");

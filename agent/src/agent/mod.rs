@@ -7,6 +7,7 @@ mod cutting;
 mod in_force;
 pub mod inbox;
 mod overrides;
+mod recent;
 mod roster;
 mod store;
 mod swap;
@@ -125,6 +126,7 @@ pub fn run(config: Config) -> Result<()> {
         adopted,
         problems: Default::default(),
         wall_offset: 0,
+        history: Default::default(),
         unresolved: Default::default(),
         config,
     };

@@ -209,8 +209,24 @@ pub struct Status {
     pub lost: u64,
     /// Not written yet.
     pub pending: u64,
+    /// What happened lately.
+    pub recent: Recent,
     /// What is wrong; empty = all is well.
     pub problems: Vec<String>,
+}
+
+/// What happened in the last hour, or since the agent started.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recent {
+    /// How long that is, to the minute.
+    pub seconds: u64,
+    /// Denials, would-be denials included.
+    pub denied: u64,
+    /// Of them: let pass by audit.
+    pub would_deny: u64,
+    /// Of them: lost as records.
+    pub lost: u64,
 }
 
 /// One cgroup and who it is.

@@ -40,7 +40,8 @@ fn text(s: &Status) -> String {
          policy     {}@{} ({}, {}, {})   applied {} ago, epoch {}\n\
          modes      {}   (door/exit; without a label: {})\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
-         denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n",
+         denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
+         last {:<5} {} denials, of them would-deny {}, lost {}\n",
         s.version,
         escape(&s.host),
         s.pid,
@@ -65,6 +66,10 @@ fn text(s: &Status) -> String {
         s.pending,
         if accounted == s.denied { "" } else { "   DOES NOT ADD UP" },
         s.would_deny,
+        if s.recent.seconds < 3_600 { duration(s.recent.seconds) } else { "hour".to_owned() },
+        s.recent.denied,
+        s.recent.would_deny,
+        s.recent.lost,
     );
     for problem in &s.problems {
         text.push_str(&format!("problem    {}\n", problem.replace('\n', "\n           ")));
