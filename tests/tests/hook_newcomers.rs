@@ -8,8 +8,9 @@ use std::{
 };
 
 use agent_common::verdict::Reason;
-use tests::lab::{
-    Cgroup, Command, Errno, Exit, Family, GuardOptions, Kind, Party, Place, Scene, Socket, everywhere, magic,
+use tests::{
+    lab::{Cgroup, Command, Errno, Exit, Family, GuardOptions, Kind, Party, Place, Scene, Socket, everywhere, magic},
+    scene::repetitions,
 };
 
 /// Long enough for every answer that comes.
@@ -207,13 +208,13 @@ fn g31_a_cgroup_that_dies_keeps_its_label_for_its_sockets_and_hands_it_to_nobody
 
 #[test]
 fn g31_cgroups_that_come_and_go_leave_nothing_in_the_map() {
-    const CYCLES: usize = 1_000;
+    let cycles = repetitions(1_000, 100_000);
     let Some(scene) = Scene::open(Place::Loopback, true) else { return };
     scene.allow(&[]);
     let labelled = || scene.guard().datapath().labelled_cgroups().unwrap().len();
     let before = labelled();
     let path = scene.web.cgroup.dir().join("short-lived");
-    for cycle in 0..CYCLES {
+    for cycle in 0..cycles {
         std::fs::create_dir(&path).unwrap();
         if cycle == 0 {
             assert_eq!(labelled(), before + 1, "a new cgroup has its entry at once");

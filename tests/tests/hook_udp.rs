@@ -165,17 +165,19 @@ fn g2_a_datagram_that_is_cut_into_segments_is_judged_as_one() {
 
 #[test]
 fn g2_another_source_address_is_no_other_workload() {
-    let Some(scene) = Scene::open(Place::Loopback, false) else { return };
-    let (receiver, to) = scene.db.udp(Family::V4);
-    let (sender, _) = scene.web.actor.udp_bind("127.0.0.9:0".parse().unwrap()).unwrap();
-    scene.allow(&["web -> db: udp/any"]);
-    scene.web.actor.send_to(sender, to, b"allowed").unwrap();
-    assert_eq!(scene.db.actor.receive(receiver, 1).unwrap().len(), 1);
-    scene.allow(&["other -> db: udp/any"]);
-    let magic = magic();
-    nothing_arrives(&scene, receiver, &magic, || {
-        assert_eq!(scene.web.actor.send_to(sender, to, &magic), Err(Errno::PERM));
-    });
+    for fast_refusal in [true, false] {
+        let Some(scene) = Scene::open(Place::Loopback, fast_refusal) else { return };
+        let (receiver, to) = scene.db.udp(Family::V4);
+        let (sender, _) = scene.web.actor.udp_bind("127.0.0.9:0".parse().unwrap()).unwrap();
+        scene.allow(&["web -> db: udp/any"]);
+        scene.web.actor.send_to(sender, to, b"allowed").unwrap();
+        assert_eq!(scene.db.actor.receive(receiver, 1).unwrap().len(), 1);
+        scene.allow(&["other -> db: udp/any"]);
+        let magic = magic();
+        nothing_arrives(&scene, receiver, &magic, || {
+            assert_eq!(scene.web.actor.send_to(sender, to, &magic), Err(Errno::PERM));
+        });
+    }
 }
 
 #[test]
