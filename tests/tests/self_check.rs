@@ -1,14 +1,24 @@
 //! What was written to the maps is compared with what was compiled before it comes into force.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
 use agent_common::{
     id::{BootSeconds, IdentityId},
-    layout::{EdgeEntry, EdgeKey, IdentSlot, Settings},
+    layout::{EdgeEntry, EdgeKey, IdentSlot, LAYOUT_VERSION, Settings, names::map},
 };
 use eastwall::{
-    datapath::{Datapath, DatapathError, Identities, Prepared, Questions},
+    datapath::{Datapath, DatapathError, Identities, Prepared, Questions, Table, open_pin},
     policy::{random::Case, sample},
 };
-use tests::lab::{Guard, GuardOptions, Lab, Need};
+use tests::{
+    lab::{AgentOptions, Guard, GuardOptions, Lab, Need},
+    scene::{LOOPBACK, Scene},
+};
+
+const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
 
 /// Spoils a side that was filled.
 type Spoil = fn(&Prepared, &Case, &Datapath, &Identities);
@@ -111,4 +121,61 @@ fn a_side_that_does_not_say_what_was_written_is_found_before_the_flip() {
         let error = check(datapath, &prepared, &case, &identities).unwrap_err().to_string();
         assert!(error.contains("of `EDGES`") || error.contains("of `edges`"), "{error}");
     });
+}
+
+/// Takes every edge out of a side that is not one of `known`, again and again.
+fn tamper(outer: &Table<u32, u32>, known: &[Option<u32>], stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        for side in 0..2 {
+            if known.contains(&outer.get(&side).expect("read a map of maps")) {
+                continue;
+            }
+            let inner = outer.inner::<EdgeKey, EdgeEntry>(&side, map::EDGES).expect("open a side");
+            for inner in inner.iter() {
+                for key in inner.keys().expect("list a side") {
+                    let _ = inner.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_policy_whose_side_somebody_changes_is_refused_and_the_one_before_goes_on() {
+    let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let pin = scene.agent.path("bpf/eastwall").join(format!("v{LAYOUT_VERSION}")).join("maps").join(map::EDGES);
+    let pin = scene.agent.inside(|| open_pin(&pin).expect("open a pin").expect("a map is pinned"));
+    let outer: Table<u32, u32> = Table::new(pin, map::EDGES);
+    let next = scene.policy("[{ from: web, to: db, ports: [tcp/5432] }, { from: other, to: db, ports: [tcp/1] }]", "");
+    // Whoever changes a map that fast is seldom too late, but a machine under load may see to it.
+    for _ in 0..20 {
+        // Positive control: the policies are good.
+        scene.rules(OPEN);
+        let connection = scene.connection(LOOPBACK[0]);
+        let before = scene.agent.status();
+        let known = [0, 1].map(|side| outer.get(&side).expect("read a map of maps"));
+        let stop = AtomicBool::new(false);
+        let output = thread::scope(|threads| {
+            threads.spawn(|| tamper(&outer, &known, &stop));
+            let output = scene.agent.try_apply(&next);
+            stop.store(true, Ordering::Relaxed);
+            output
+        });
+        if output.status.success() {
+            scene.agent.apply(&next);
+            scene.hang_up(connection);
+            continue;
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("do not hold what was written") && said.contains("denied by default"), "{said}");
+        let after = scene.agent.status();
+        assert_eq!((&after.policy_hash, after.epoch), (&before.policy_hash, before.epoch));
+        assert!(after.problems.iter().any(|p| p.contains("do not hold what was written")), "{after:#?}");
+        scene.talk(&connection);
+        scene.hang_up(connection);
+        scene.agent.apply(&next);
+        assert_eq!(scene.agent.status().problems, Vec::<String>::new());
+        return;
+    }
+    panic!("the changed map was never noticed\n{}", scene.agent.log());
 }

@@ -12,7 +12,7 @@ mod table;
 
 pub use kernel::{Datapath, DatapathConfig, DatapathError, Held, Identities, Prepared, Questions, RawElement, Runs};
 pub use pins::{Pins, PinsError};
-pub use sys::{MapKind, TestRun, test_run};
+pub use sys::{MapKind, TestRun, open_pin, test_run};
 pub use table::{Table, TableError};
 
 pub use crate::policy::plan::Capacity;
