@@ -70,8 +70,9 @@ impl Loader {
         let mut numbers = Vec::new();
         for uid in uids.iter().flatten() {
             match uid.value.parse::<u32>() {
-                Ok(n) => numbers.push(n),
-                Err(_) => self.error(Code::E01, &uid.at, format!("`{}` is no uid; write a number", uid.value)),
+                // The last number is nobody's: the kernel means "no change" by it, and the programs "not known".
+                Ok(n) if n != u32::MAX => numbers.push(n),
+                Ok(_) | Err(_) => self.error(Code::E01, &uid.at, format!("`{}` is no uid; write a number", uid.value)),
             }
         }
         // Without its numbers the selector would match every owner.

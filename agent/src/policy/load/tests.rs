@@ -258,6 +258,7 @@ fn selectors_are_checked_key_by_key() {
     refused(&select("{ cgroup: \"/a[\" }"), &[("E01", "is no glob")]);
     refused(&select("{ cgroup: a }"), &[("E01", "must begin with `/`")]);
     refused(&select("{ cgroup: /a, uid: [root] }"), &[("E01", "is no uid")]);
+    refused(&select("{ cgroup: /a, uid: [4294967295] }"), &[("E01", "`4294967295` is no uid")]);
     refused(&select("{ cgroup: /a, uid: [] }"), &[("E06", "empty list")]);
     refused(&select("{ cgroup: /a, anyOf: [{ cgroup: /b }] }"), &[("E01", "both in `anyOf` and beside it")]);
     refused(&select("{ anyOf: [{ host: b }] }"), &[("E06", "names no endpoint")]);
