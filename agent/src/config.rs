@@ -101,11 +101,15 @@ pub enum InvalidConfig {
         source: io::Error,
     },
     /// It is no YAML, or has a field that does not exist.
-    #[error("`{}`: {message}", path.display())]
+    #[error("{}:{line}:{column}: {message}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// From 1; 0 = nobody knows.
+        line: u64,
+        /// From 1, in characters.
+        column: u64,
+        /// What.
         message: String,
     },
     /// A value makes no sense.
@@ -135,8 +139,11 @@ impl Config {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let config: Self = serde_saphyr::from_str(&text)
-            .map_err(|e| InvalidConfig::Parse { path: path.to_owned(), message: e.to_string() })?;
+        let options = serde_saphyr::options! { with_snippet: false };
+        let config: Self = serde_saphyr::from_str_with_options(&text, options).map_err(|e| {
+            let (line, column) = e.location().map_or((0, 0), |at| (at.line(), at.column()));
+            InvalidConfig::Parse { path: path.to_owned(), line, column, message: message(&e.to_string()) }
+        })?;
         config.checked(path)
     }
 
@@ -163,6 +170,19 @@ impl Config {
     }
 }
 
+/// What the parser says, without the place and without the list of all fields if one of them is near.
+fn message(said: &str) -> String {
+    let said = said.rsplit_once(" at line ").map_or(said, |(before, _)| before);
+    let Some((what, fields)) = said.split_once(", expected one of ") else { return said.to_owned() };
+    let written = what.split('`').nth(1).unwrap_or_default();
+    let fields = fields.split(", ").map(|field| field.trim_matches('`'));
+    let near = fields.map(|field| (strsim::damerau_levenshtein(written, field), field)).min();
+    match near {
+        Some((distance, field)) if distance <= 3 => format!("{what}; did you mean `{field}`?"),
+        _ => said.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,9 +190,12 @@ mod tests {
     #[test]
     fn an_unknown_field_is_an_error_that_names_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "scopee: /x\n").unwrap();
+        fs::write(file.path(), "fastRefusal: true\nscopee: /x\n").unwrap();
         let error = Config::read(file.path(), true).unwrap_err().to_string();
-        assert!(error.contains("scopee"), "{error}");
+        assert!(error.ends_with(":2:1: unknown field `scopee`; did you mean `scope`?"), "{error}");
+        fs::write(file.path(), "nothingLikeIt: 1\n").unwrap();
+        let error = Config::read(file.path(), true).unwrap_err().to_string();
+        assert!(error.contains("unknown field `nothingLikeIt`, expected one of"), "{error}");
         fs::write(file.path(), "scope: x\n").unwrap();
         assert!(Config::read(file.path(), true).unwrap_err().to_string().contains("`scope` must be"));
         fs::write(file.path(), "fastRefusal: false\n").unwrap();

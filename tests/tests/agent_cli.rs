@@ -96,6 +96,7 @@ fn unknown_names_end_with_2_and_say_what_was_meant() {
         (&["break-glass", "other", "db:pg", "--reason", "x", "--for", "30h", "--yes"], "at most 24 h, not 108000 s"),
         (&["explain", "web", "db:pgg"], "it has `pg`"),
         (&["explain", "wbe", "db:pg"], "did you mean `web`?"),
+        (&["flows", "--reason", "no-rul"], "a similar value exists: 'no-rule'"),
         (&["revoke", "--undo", "ov-9"], "`eastwall overrides` lists them"),
     ] {
         let (code, out, err) = said(scene.agent.cli(words));

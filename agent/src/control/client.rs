@@ -15,7 +15,7 @@ pub enum ClientError {
     #[error(
         "no agent answers at `{}` ({}); see `systemctl status eastwall`, or name its socket with --socket",
         path.display(),
-        cause.kind()
+        why_not(cause)
     )]
     Unreachable {
         /// The socket.
@@ -38,6 +38,15 @@ pub enum ClientError {
     /// Everything else.
     #[error("speak to the agent")]
     Io(#[from] io::Error),
+}
+
+/// What the system says about the socket, in the words of whoever typed its path.
+fn why_not(cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::NotFound => "it is not there".to_owned(),
+        io::ErrorKind::ConnectionRefused => "nobody listens there any more".to_owned(),
+        _ => cause.to_string(),
+    }
 }
 
 /// Asks once.

@@ -61,7 +61,7 @@ pub enum ReadPolicyError {
     #[error(transparent)]
     Untrusted(#[from] Untrusted),
     /// Larger than any policy.
-    #[error("`{}` is larger than {FILE_BYTES_MAX} bytes", shown(.0))]
+    #[error("`{}` is larger than {FILE_BYTES_MAX} bytes; split it into several files", shown(.0))]
     TooLarge(PathBuf),
     /// Not text.
     #[error("`{}` is not UTF-8", shown(.0))]

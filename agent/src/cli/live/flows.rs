@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, path::Path, time::Duration};
 
-use clap::Args;
+use agent_common::verdict::Reason;
+use clap::{Args, builder::PossibleValuesParser};
 use serde_json::{Value, json};
 
 use super::{failed, overrides::duration, refusal};
@@ -18,6 +19,14 @@ use crate::{
     },
     events::line,
 };
+
+/// Modes that tell of a denial; `observe` does not.
+const MODES: [&str; 2] = ["audit", "enforce"];
+
+/// Every reason, so that a wrong letter is no filter that nothing passes.
+fn reasons() -> PossibleValuesParser {
+    PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.name()))
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct FlowsArgs {
@@ -46,10 +55,11 @@ pub(crate) struct FlowsArgs {
     #[arg(long, value_name = "RULE,...", value_delimiter = ',', help_heading = "Filters")]
     rule: Vec<String>,
     /// Only for these reasons, `no-rule`
-    #[arg(long, value_name = "REASON,...", value_delimiter = ',', help_heading = "Filters")]
+    #[arg(long, value_name = "REASON,...", value_delimiter = ',', value_parser = reasons(), help_heading = "Filters")]
+    #[arg(hide_possible_values = true)]
     reason: Vec<String>,
-    /// Only in these modes, `audit`
-    #[arg(long, value_name = "MODE,...", value_delimiter = ',', help_heading = "Filters")]
+    /// Only in these modes
+    #[arg(long, value_name = "MODE,...", value_delimiter = ',', value_parser = MODES, help_heading = "Filters")]
     mode: Vec<String>,
     /// Not from these callers
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', help_heading = "Filters")]
@@ -64,10 +74,11 @@ pub(crate) struct FlowsArgs {
     #[arg(long, value_name = "RULE,...", value_delimiter = ',', help_heading = "Filters")]
     not_rule: Vec<String>,
     /// Not for these reasons
-    #[arg(long, value_name = "REASON,...", value_delimiter = ',', help_heading = "Filters")]
+    #[arg(long, value_name = "REASON,...", value_delimiter = ',', value_parser = reasons(), help_heading = "Filters")]
+    #[arg(hide_possible_values = true)]
     not_reason: Vec<String>,
     /// Not in these modes
-    #[arg(long, value_name = "MODE,...", value_delimiter = ',', help_heading = "Filters")]
+    #[arg(long, value_name = "MODE,...", value_delimiter = ',', value_parser = MODES, help_heading = "Filters")]
     not_mode: Vec<String>,
 }
 

@@ -56,7 +56,10 @@ pub fn load_in(files: &[(&str, &str)], trust_domain: Option<&str>) -> Result<Loa
         loader.findings.extend(findings);
     }
     if documents.is_empty() && loader.findings.is_empty() {
-        loader.findings.push(Finding::general(Code::E06, "no file holds a policy document"));
+        loader.findings.push(
+            Finding::general(Code::E06, "no file holds a policy document")
+                .help("in a directory every file is read that ends in `.yaml`, and nothing below it"),
+        );
     }
     documents.sort_by(|a, b| (&a.name.value, &a.name.at).cmp(&(&b.name.value, &b.name.at)));
     loader.document_names(&documents);

@@ -71,7 +71,11 @@ impl Loader {
                 Ok(range) => {
                     ranges.insert(name.value.clone(), range);
                 }
-                Err(error) => self.error(Code::E05, &port.at, error.to_string()),
+                Err(error) => {
+                    self.error(Code::E05, &port.at, error.to_string());
+                    // It still lends its name, or every rule about it would be reported as well.
+                    ranges.insert(name.value.clone(), PortRange { proto: 0, lo: 0, hi: u16::MAX });
+                }
             }
         }
         ranges
