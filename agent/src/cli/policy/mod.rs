@@ -2,6 +2,7 @@
 
 mod check;
 mod diff;
+mod git;
 mod junit;
 mod sarif;
 pub(super) mod set;
