@@ -1,83 +1,143 @@
 //! May the verdict in a socket's storage still be used?
 
-use crate::{id::BootSeconds, layout::SockState};
+use crate::{
+    addr::Addr,
+    id::BootSeconds,
+    layout::{SOCKET_REMEMBERS_JIFFIES, SockState},
+};
 
-/// Returns the seal over the verdict in `state`.
+/// Keys of the seal, drawn by the agent for every load: one for each word that is sealed.
+pub type Keys = [u64; 4];
+
+/// The flow that a verdict is about, seen from the socket: ports in host order.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Tuple {
+    /// The other end.
+    pub peer_addr: Addr,
+    /// Its port.
+    pub peer_port: u16,
+    /// This end's port.
+    pub local_port: u16,
+}
+
+/// Returns the seal over a verdict.
 ///
 /// Two CPUs can write one socket's storage at once. The seal is stored last and covers every field
-/// that a packet is compared with, so a mixture of two verdicts fits no seal but by a chance of 2⁻⁶⁴
-/// for each attempt. `secret` is drawn by the agent for every load: a workload cannot look for a
-/// mixture that fits.
+/// of the verdict, so a mixture of two verdicts fits no seal but by a rare chance: of two words that
+/// differ, the product with a secret odd key of 64 bits does as well, whatever the other words are, and
+/// the sum of four such products is the same for two verdicts with a chance of at most 2⁻⁴⁸ (words are
+/// folded first, so that a difference in their upper half reaches the lower). A workload cannot look for
+/// a mixture that fits, because it does not know the keys. The four products are independent: the
+/// processor makes them side by side.
 #[inline(always)]
 #[must_use]
-pub fn seal(state: &SockState, secret: u64) -> u64 {
-    let (hi, lo) = halves(&state.peer_addr);
-    let ports = (state.peer_port as u64) << 48 | (state.local_port as u64) << 32 | state.epoch as u64;
-    let rest = (state.valid_until as u64) << 32 | (state.role as u64) << 8 | state.proto as u64;
-    let mut x = secret ^ hi;
-    x = mix(x) ^ lo;
-    x = mix(x) ^ ports;
-    x = mix(x) ^ rest;
+pub fn seal(flow: &Tuple, epoch: u32, valid_until: u32, seen: u32, keys: &Keys) -> u64 {
+    let ports = (flow.peer_port as u64) << 48 | (flow.local_port as u64) << 32 | epoch as u64;
+    let times = (valid_until as u64) << 32 | seen as u64;
+    let sum = product(flow.peer_addr[0], keys[0])
+        .wrapping_add(product(flow.peer_addr[1], keys[1]))
+        .wrapping_add(product(ports, keys[2]))
+        .wrapping_add(product(times, keys[3]));
     // 0 is what untouched storage holds, so it never seals anything.
-    mix(x) | 1
+    sum | 1
 }
 
-/// Says whether the verdict in `state` was made whole, under `epoch`, and has not run out.
+#[inline(always)]
+const fn product(word: u64, key: u64) -> u64 {
+    (word ^ (word >> 32)).wrapping_mul(key | 1)
+}
+
+/// Says whether the verdict in `state` is about `flow`, was made whole, under `epoch`, and has not run out.
 #[inline(always)]
 #[must_use]
-pub fn holds(state: &SockState, epoch: u32, now: impl FnOnce() -> BootSeconds, secret: u64) -> bool {
-    state.epoch == epoch && state.seal == seal(state, secret) && (state.valid_until == 0 || now().0 < state.valid_until)
+pub fn holds(state: &SockState, flow: &Tuple, epoch: u32, now: impl FnOnce() -> BootSeconds, keys: &Keys) -> bool {
+    state.epoch == epoch
+        && state.peer_port == flow.peer_port
+        && state.local_port == flow.local_port
+        && state.peer_addr[0] == flow.peer_addr[0]
+        && state.peer_addr[1] == flow.peer_addr[1]
+        && state.seal == seal(flow, epoch, state.valid_until, state.seen, keys)
+        && (state.valid_until == 0 || now().0 < state.valid_until)
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), shortened by one round: a bijection,
-/// so it loses nothing of what is put in.
+/// Says whether a verdict about a flow of the flow table is so new that the table need not be asked: it
+/// must see a flow from time to time, or it takes it for idle.
+///
+/// `jiffies` is the kernel's count of timer interrupts, the cheapest of its clocks: there are 100 to 1000 in
+/// a second, so this is at most [`crate::layout::SOCKET_REMEMBERS_TICKS`].
 #[inline(always)]
-const fn mix(x: u64) -> u64 {
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x ^ (x >> 27)
-}
-
-#[inline(always)]
-fn halves(addr: &[u8; 16]) -> (u64, u64) {
-    let n = u128::from_ne_bytes(*addr);
-    ((n >> 64) as u64, (n & 0xffff_ffff_ffff_ffff) as u64)
+#[must_use]
+pub const fn is_fresh(state: &SockState, jiffies: u32) -> bool {
+    jiffies.wrapping_sub(state.seen) < SOCKET_REMEMBERS_JIFFIES
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sealed(peer: u8, port: u16) -> SockState {
-        let mut state = SockState { peer_addr: [peer; 16], peer_port: port, epoch: 7, ..SockState::default() };
-        state.seal = seal(&state, 99);
-        state
+    const KEYS: Keys = [0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03, 0x8cb9_2ba7_2f3d_8dd7, 0xaef1_7502_108e_f2d9];
+
+    fn flow(peer: u8, port: u16) -> Tuple {
+        Tuple { peer_addr: [u64::from_ne_bytes([peer; 8]); 2], peer_port: port, local_port: 40_000 }
+    }
+
+    fn sealed(flow: &Tuple, valid_until: u32) -> SockState {
+        SockState {
+            peer_addr: flow.peer_addr,
+            peer_port: flow.peer_port,
+            local_port: flow.local_port,
+            epoch: 7,
+            valid_until,
+            seen: 100,
+            seal: seal(flow, 7, valid_until, 100, &KEYS),
+            ..SockState::default()
+        }
+    }
+
+    fn holds_at(state: &SockState, flow: &Tuple, epoch: u32, now: u32) -> bool {
+        holds(state, flow, epoch, || BootSeconds(now), &KEYS)
     }
 
     #[test]
-    fn a_verdict_holds_only_under_its_epoch_and_before_its_end() {
-        let mut state = sealed(1, 53);
-        assert!(holds(&state, 7, || BootSeconds(0), 99));
-        assert!(!holds(&state, 8, || BootSeconds(0), 99), "another epoch");
-        assert!(!holds(&state, 7, || BootSeconds(0), 98), "another load");
-        state.valid_until = 10;
-        state.seal = seal(&state, 99);
-        assert!(holds(&state, 7, || BootSeconds(9), 99));
-        assert!(!holds(&state, 7, || BootSeconds(10), 99), "run out");
-        assert!(!holds(&SockState::default(), 0, || BootSeconds(0), 99), "untouched storage");
+    fn a_verdict_holds_only_for_its_flow_under_its_epoch_and_before_its_end() {
+        let db = flow(1, 53);
+        let state = sealed(&db, 0);
+        assert!(holds_at(&state, &db, 7, 0));
+        assert!(!holds_at(&state, &db, 8, 0), "another epoch");
+        assert!(!holds(&state, &db, 7, || BootSeconds(0), &[1, 2, 3, 4]), "another load");
+        for other in [flow(1, 54), flow(2, 53), Tuple { local_port: 1, ..db }] {
+            assert!(!holds_at(&state, &other, 7, 0), "{other:?}");
+        }
+        let limited = sealed(&db, 10);
+        assert!(holds_at(&limited, &db, 7, 9));
+        assert!(!holds_at(&limited, &db, 7, 10), "run out");
+        let nobody = Tuple { peer_addr: [0; 2], peer_port: 0, local_port: 0 };
+        assert!(!holds_at(&SockState::default(), &nobody, 0, 0), "untouched storage");
     }
 
     #[test]
     fn a_mixture_of_two_verdicts_holds_for_neither() {
-        let (a, b) = (sealed(1, 53), sealed(2, 5432));
+        let (a, b) = (sealed(&flow(1, 53), 0), sealed(&flow(2, 5432), 9));
         for mixed in [
             SockState { peer_port: b.peer_port, ..a },
             SockState { peer_addr: b.peer_addr, ..a },
+            SockState { peer_addr: b.peer_addr, peer_port: b.peer_port, ..a },
             SockState { seal: b.seal, ..a },
             SockState { local_port: 1, ..a },
-            SockState { role: 1, ..a },
+            SockState { seen: 101, ..a },
             SockState { valid_until: 1, ..a },
         ] {
-            assert!(!holds(&mixed, 7, || BootSeconds(0), 99), "{mixed:?}");
+            let about = Tuple { peer_addr: mixed.peer_addr, peer_port: mixed.peer_port, local_port: mixed.local_port };
+            assert!(!holds_at(&mixed, &about, 7, 0), "{mixed:?}");
         }
+    }
+
+    #[test]
+    fn a_verdict_about_a_flow_of_the_table_is_fresh_for_some_time() {
+        let state = sealed(&flow(1, 53), 0);
+        assert!(is_fresh(&state, 100));
+        assert!(is_fresh(&state, 99 + SOCKET_REMEMBERS_JIFFIES));
+        assert!(!is_fresh(&state, 100 + SOCKET_REMEMBERS_JIFFIES));
+        assert!(!is_fresh(&state, 99), "what seems to come from the future is old");
     }
 }

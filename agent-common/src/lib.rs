@@ -8,6 +8,7 @@
 //! No std, no alloc, no I/O, no clock, no log.
 #![cfg_attr(not(test), no_std)]
 
+pub mod addr;
 pub mod cached;
 pub mod decide;
 pub mod flow;

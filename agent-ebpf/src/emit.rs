@@ -2,6 +2,8 @@
 //!
 //! Every denial adds one to `Denied` and one to exactly one of `Emitted`, `Repeated`, `Folded`, `Ring`.
 
+use core::mem::MaybeUninit;
+
 use agent_common::{
     id::IdentityId,
     layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, LAYOUT_VERSION, record_flags},
@@ -24,30 +26,20 @@ pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnO
     count(if would { DenyCounter::WouldDeny } else { DenyCounter::Dropped });
     // SAFETY: no arguments, no state.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // A workload without identity is told apart by its cgroup: one unknown must not speak for another.
-    let local = if case.slot.id.is_unknown() { case.cgroup } else { case.slot.id.0 };
-    let mut key = DenyKey {
-        local,
-        peer: case.peer.id.0,
-        peer_addr: [0; 16],
-        port: case.target_port(),
-        proto: case.proto,
-        direction: case.flow_direction(),
-        reason: decision.reason as u8,
-        would: u8::from(would),
-        reserved: [0; 2],
+    let mut key = MaybeUninit::uninit();
+    // SAFETY: filled whole.
+    let key = unsafe {
+        write_key(key.as_mut_ptr(), case, decision.reason as u8, would);
+        key.assume_init_ref()
     };
-    if case.peer.id.0 < IdentityId::FIRST_HASHED {
-        sockets::store(&mut key.peer_addr, case.peer_addr);
-    }
     if let Some(seen) = DENY_SEEN.get_ptr_mut(key) {
         add(seen, case.bytes, now);
         count(DenyCounter::Repeated);
         return;
     }
-    if !budget(local, now, case.epoch & 1) {
+    if !budget(key.local, now, case.epoch & 1) {
         // Apart, so that what audit let pass is never told as denied.
-        fold(local, u64::from(key.direction) | u64::from(key.would) << 1, case.bytes, now);
+        fold(key.local, u64::from(key.direction) | u64::from(key.would) << 1, case.bytes, now);
         return;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
@@ -55,17 +47,66 @@ pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnO
         count(DenyCounter::Ring);
         return;
     };
-    // SAFETY: reserved for this record and not shared yet. Written field by field: a value built on the
-    // stack first would be copied byte by byte.
-    let record = unsafe {
-        let r = entry.as_mut_ptr();
+    // SAFETY: reserved for this record and not shared yet.
+    unsafe {
+        let record = entry.as_mut_ptr();
+        write_record(record, case, decision, now, would);
+        fill(&mut *record);
+    }
+    note_first(key, now);
+    entry.submit(0);
+    count(DenyCounter::Emitted);
+}
+
+/// Writes what denials are told apart by. A frame of its own, as the stack is short.
+///
+/// # Safety
+///
+/// `k` is a key that nobody else knows.
+#[inline(never)]
+unsafe fn write_key(k: *mut DenyKey, case: &Case, reason: u8, would: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // A workload without identity is told apart by its cgroup: one unknown must not speak for another.
+        (*k).local = if case.slot.id.is_unknown() { case.cgroup } else { case.slot.id.0 };
+        (*k).peer = case.peer.id.0;
+        let by_address = case.peer.id.0 < IdentityId::FIRST_HASHED;
+        sockets::store(&mut (*k).peer_addr, if by_address { case.peer_addr } else { [0; 2] });
+        (*k).port = case.target_port();
+        (*k).proto = case.proto;
+        (*k).direction = case.flow_direction();
+        (*k).reason = reason;
+        (*k).would = u8::from(would);
+        (*k).reserved = [0; 2];
+    }
+}
+
+/// Notes that a key has had its record.
+#[inline(never)]
+fn note_first(key: &DenyKey, now: u64) {
+    let stat = DenyStat { count: 0, bytes: 0, first_ns: now, last_ns: now };
+    // Only if absent: another CPU may have been first and counted repeats already. A full table only
+    // means no deduplication.
+    let _ = DENY_SEEN.insert(key, stat, 1);
+}
+
+/// Writes what the case says. A frame of its own, as the stack is short; field by field, because a value
+/// built on the stack first would be copied byte by byte.
+///
+/// # Safety
+///
+/// `r` is a record that nobody else knows yet.
+#[inline(never)]
+unsafe fn write_record(r: *mut DenyRecord, case: &Case, decision: &Decision, now: u64, would: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
         (*r).version = LAYOUT_VERSION as u8;
         (*r).hook = case.hook;
-        (*r).direction = key.direction;
+        (*r).direction = case.flow_direction();
         (*r).mode = case.mode();
-        (*r).reason = key.reason;
+        (*r).reason = decision.reason as u8;
         (*r).flags = if would { record_flags::WOULD_DENY } else { 0 };
-        (*r).proto = key.proto;
+        (*r).proto = case.proto;
         (*r).tcp_flags = case.tcp_flags;
         (*r).icmp = case.icmp;
         (*r).known_by = case.peer.known_by as u8;
@@ -75,7 +116,7 @@ pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnO
         (*r).ifindex = case.ifindex;
         (*r).boot_ns = now;
         (*r).local_id = case.slot.id.0;
-        (*r).peer_id = key.peer;
+        (*r).peer_id = case.peer.id.0;
         (*r).task_id = case.task.0;
         (*r).cgroup = case.cgroup;
         (*r).cookie = 0;
@@ -88,15 +129,7 @@ pub fn denial(case: &Case, decision: &Decision, verdict: Verdict, fill: impl FnO
         (*r).uid = 0;
         (*r).bytes = case.bytes;
         (*r).comm = [0; 16];
-        &mut *r
-    };
-    fill(record);
-    let stat = DenyStat { count: 0, bytes: 0, first_ns: now, last_ns: now };
-    // Only if absent: another CPU may have been first and counted repeats already. A full table only
-    // means no deduplication.
-    let _ = DENY_SEEN.insert(key, stat, 1);
-    entry.submit(0);
-    count(DenyCounter::Emitted);
+    }
 }
 
 /// Adds one to a counter. Atomic although it is this CPU's own: a packet program can interrupt one.
@@ -128,7 +161,7 @@ fn add(stat: *mut DenyStat, bytes: u32, now: u64) {
 ///
 /// Value: tokens << 32 | tick of 2²⁶ ns, of which 15 make a second. Two CPUs may take the same token:
 /// one event more is reported, none is lost.
-#[inline(always)]
+#[inline(never)]
 fn budget(local: u64, now: u64, side: u32) -> bool {
     let Some(settings) = policy::settings(side) else {
         return true;
@@ -153,7 +186,7 @@ fn budget(local: u64, now: u64, side: u32) -> bool {
     allowed
 }
 
-#[inline(always)]
+#[inline(never)]
 fn fold(local: u64, kind: u64, bytes: u32, now: u64) {
     let key = [local, kind];
     if let Some(stat) = DENY_FOLDED.get_ptr_mut(key) {

@@ -4,8 +4,8 @@
 //! nothing about another, and a reply never passes for a request. Entries are not evicted; when the
 //! table or the owner's quota is full, new flows are denied, and running ones go on.
 
-use agent_common::layout::{FlowKey, FlowState};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use agent_common::layout::{FlowKey, FlowState, IDLE_BOTH_WAYS_TICKS, IDLE_ONE_WAY_TICKS, TICK_SHIFT};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 
 use crate::{
     atomic,
@@ -13,18 +13,11 @@ use crate::{
     policy,
 };
 
-/// Ticks are 2³⁰ ns, about 1.07 s: a shift is cheaper than a division.
-const TICK_SHIFT: u64 = 30;
-/// Idle ticks after which a flow seen in one direction only is forgotten: 30 s.
-const IDLE_ONE_WAY: u32 = 28;
-/// The same once both directions were seen: 180 s.
-const IDLE_BOTH_WAYS: u32 = 168;
-
 /// What the table says about a flow.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Known {
-    /// Its first packet was let pass under this epoch.
-    Live,
+    /// Its first packet was let pass under this epoch, until this boot second; 0 = as long as the epoch.
+    Live(u32),
     /// It is running, but was judged under another epoch or its rule ran out: judge it again.
     Stale,
     /// Nothing.
@@ -41,7 +34,7 @@ pub fn see(key: &FlowKey, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -
     // SAFETY: a live element; fields are written whole, and a lost update costs a tick of idle time.
     unsafe {
         let idle = now.wrapping_sub((*state).last_seen);
-        let limit = if (*state).both_ways != 0 { IDLE_BOTH_WAYS } else { IDLE_ONE_WAY };
+        let limit = if (*state).both_ways != 0 { IDLE_BOTH_WAYS_TICKS } else { IDLE_ONE_WAY_TICKS };
         if idle > limit {
             return Known::No;
         }
@@ -51,11 +44,12 @@ pub fn see(key: &FlowKey, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -
         if reply && (*state).both_ways == 0 {
             (*state).both_ways = 1;
         }
-        if (*state).epoch != epoch || ((*state).valid_until != 0 && boot_seconds() >= (*state).valid_until) {
+        let valid_until = (*state).valid_until;
+        if (*state).epoch != epoch || (valid_until != 0 && boot_seconds() >= valid_until) {
             return Known::Stale;
         }
+        Known::Live(valid_until)
     }
-    Known::Live
 }
 
 /// Records that a flow may pass under `epoch`. False: no room, the flow must be denied.
@@ -88,6 +82,13 @@ pub fn record(key: &FlowKey, epoch: u32, valid_until: u32) -> bool {
         None => {}
     }
     FLOWS.insert(key, state, 0).is_ok()
+}
+
+/// The kernel's count of timer interrupts.
+#[inline(always)]
+pub fn jiffies() -> u32 {
+    // SAFETY: no arguments, no state.
+    unsafe { bpf_jiffies64() as u32 }
 }
 
 #[inline(always)]

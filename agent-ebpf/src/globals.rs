@@ -2,9 +2,11 @@
 
 use core::ptr;
 
-/// Key of the seal over cached verdicts; drawn anew for every load.
+use agent_common::cached::Keys;
+
+/// Keys of the seal over cached verdicts; drawn anew for every load.
 #[unsafe(no_mangle)]
-static SECRET: u64 = 0;
+static KEYS: Keys = [0; 4];
 /// Offset of `kn` in `struct cgroup`, bytes, from the kernel's BTF.
 #[unsafe(no_mangle)]
 static OFF_CGROUP_KN: u32 = 0;
@@ -27,7 +29,21 @@ macro_rules! reader {
     };
 }
 
-reader!(/** Returns the key of the seal. */ secret, SECRET, u64);
+/// Returns the keys of the seal.
+#[inline(always)]
+pub fn keys() -> Keys {
+    let keys = (&raw const KEYS).cast::<u64>();
+    // SAFETY: as in `reader`; four words.
+    unsafe {
+        [
+            ptr::read_volatile(keys),
+            ptr::read_volatile(keys.add(1)),
+            ptr::read_volatile(keys.add(2)),
+            ptr::read_volatile(keys.add(3)),
+        ]
+    }
+}
+
 reader!(/** Returns the offset of `cgroup.kn`. */ off_cgroup_kn, OFF_CGROUP_KN, u32);
 reader!(/** Returns the offset of `kernfs_node.id`. */ off_kn_id, OFF_KN_ID, u32);
 reader!(/** Returns the offset of `cgroup.self.parent`. */ off_parent, OFF_PARENT, u32);

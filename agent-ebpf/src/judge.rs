@@ -4,7 +4,7 @@ use agent_common::{
     flow::{Direction, Flow, icmp_port, proto},
     id::{IdentityId, RuleNumber},
     layout::{IdentSlot, KnownBy, Role},
-    parse::Packet,
+    parse::{Packet, plain::Plain},
     verdict::{Decision, Mode},
 };
 
@@ -72,6 +72,18 @@ impl Case {
         self.proto = packet.proto;
         self.tcp_flags = packet.tcp_flags;
         self.has_payload = packet.has_payload;
+    }
+
+    /// Takes over what a plain packet says.
+    #[inline(always)]
+    pub const fn read_plain(&mut self, plain: &Plain) {
+        let (local, peer) = if self.leaves { (plain.src, plain.dst) } else { (plain.dst, plain.src) };
+        (self.local_addr, self.peer_addr) = (local, peer);
+        (self.local_port, self.peer_port) =
+            if self.leaves { (plain.src_port, plain.dst_port) } else { (plain.dst_port, plain.src_port) };
+        self.proto = plain.proto;
+        self.tcp_flags = plain.tcp_flags;
+        self.has_payload = plain.has_payload;
     }
 
     /// The type of an ICMP echo in its IPv4 form: 8 or 0.

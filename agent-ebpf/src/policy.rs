@@ -7,7 +7,7 @@ use agent_common::{
     layout::{EdgeEntry, EdgeKey, Settings, SpillEntry},
     verdict::{Decision, Reason},
 };
-use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_map_lookup_elem};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_map_lookup_elem};
 
 use crate::maps::{EDGES, EPOCH, RULE_STATS, SETTINGS, SPILL};
 
@@ -128,7 +128,7 @@ pub extern "C" fn ew_decide(question: *const Question, answer: *mut Answer, epoc
         // loses one hit of a statistic and nothing else.
         unsafe {
             (*stat).decisions += 1;
-            (*stat).last_ns = bpf_ktime_get_boot_ns();
+            (*stat).last_ns = bpf_ktime_get_coarse_ns();
         }
     }
     answer.allow = u32::from(decision.allow);

@@ -1,5 +1,6 @@
 //! Sockets: what the kernel says about one, its storage, and looking one up.
 
+pub use agent_common::addr::{Addr, halves, mapped, pair, v4};
 use agent_common::layout::SockState;
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
@@ -59,41 +60,6 @@ fn get(sk: *mut bpf_sock, flags: u64) -> Option<*mut SockState> {
     (!state.is_null()).then_some(state)
 }
 
-/// An address as it lies in memory: 16 bytes in network order, IPv4 mapped, as two words of eight.
-///
-/// The target cannot read across word borders, so bytes would be moved one by one.
-pub type Addr = [u64; 2];
-
-/// Puts two words of four bytes side by side in memory.
-#[inline(always)]
-pub const fn pair(first: u32, second: u32) -> u64 {
-    let (low, high) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
-    low as u64 | (high as u64) << 32
-}
-
-/// The reverse of [`pair`].
-#[inline(always)]
-pub const fn halves(word: u64) -> (u32, u32) {
-    let (low, high) = (word as u32, (word >> 32) as u32);
-    if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
-}
-
-/// The third word of a mapped address as it lies in memory: 0x0000ffff in network order.
-const MAPPED: u32 = 0x0000_ffff_u32.to_be();
-
-/// Maps an IPv4 address, given as it lies in memory.
-#[inline(always)]
-pub const fn mapped(v4: u32) -> Addr {
-    [0, pair(MAPPED, v4)]
-}
-
-/// Returns the IPv4 address, as it lies in memory, if this is one.
-#[inline(always)]
-pub const fn v4(addr: &Addr) -> Option<u32> {
-    let (third, fourth) = halves(addr[1]);
-    if addr[0] == 0 && third == MAPPED { Some(fourth) } else { None }
-}
-
 /// Reads an address field of a packet or a shared layout.
 #[inline(always)]
 pub const fn load(bytes: &[u8; 16]) -> &Addr {
@@ -116,7 +82,6 @@ const _: () = {
     };
     use core::mem::offset_of;
     assert!(align_of::<Packet>() == 8 && offset_of!(Packet, src) % 8 == 0 && offset_of!(Packet, dst) % 8 == 0);
-    assert!(align_of::<SockState>() == 8 && offset_of!(SockState, peer_addr) % 8 == 0);
     assert!(align_of::<FlowKey>() == 8 && offset_of!(FlowKey, local_addr) % 8 == 0);
     assert!(offset_of!(FlowKey, peer_addr) % 8 == 0);
     assert!(align_of::<DenyKey>() == 8 && offset_of!(DenyKey, peer_addr) % 8 == 0);
@@ -139,9 +104,12 @@ pub fn peer(sk: *mut bpf_sock) -> (Addr, u16) {
             pair(read_volatile(&raw const (*sk).dst_ip6[0]), read_volatile(&raw const (*sk).dst_ip6[1])),
             pair(read_volatile(&raw const (*sk).dst_ip6[2]), read_volatile(&raw const (*sk).dst_ip6[3])),
         ];
-        (if (*sk).family == 2 { mapped(v4) } else { v6 }, port)
+        (if (*sk).family == AF_INET { mapped(v4) } else { v6 }, port)
     }
 }
+
+/// `AF_INET` of socket(2).
+const AF_INET: u32 = 2;
 
 /// A tuple to look a socket up with: `local` is the end whose socket is wanted.
 ///

@@ -1,5 +1,6 @@
 //! The only place that asks for the time.
 
+use agent_common::layout::TICK_SHIFT;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::events::record::{Now, UnixMillis};
@@ -29,7 +30,7 @@ pub fn boot_to_unix() -> i64 {
 /// The tick of the kernel's flow table: 2³⁰ ns of the monotonic clock.
 #[must_use]
 pub fn flow_tick() -> u32 {
-    let ticks = nanos(clock_gettime(ClockId::MonotonicCoarse)) >> 30;
+    let ticks = nanos(clock_gettime(ClockId::MonotonicCoarse)) >> TICK_SHIFT;
     // The kernel keeps 32 bits of it as well.
     u32::try_from(ticks & u64::from(u32::MAX)).unwrap_or(0)
 }

@@ -306,41 +306,6 @@ fn two_policies_are_compared_by_what_they_decide() {
 }
 
 #[test]
-fn a_policy_is_compared_with_what_a_revision_has() {
-    let shop = Shop::new(SHOP);
-    let git = |args: &[&str]| {
-        let who = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false"];
-        let status = Command::new("git").args(who).args(args).current_dir(shop.0.path()).output().unwrap().status;
-        assert!(status.success(), "git {args:?}");
-    };
-    git(&["init", "-q"]);
-    git(&["add", "."]);
-    git(&["commit", "-qm", "one"]);
-    for path in [".", "shop.yaml", "./shop.yaml"] {
-        let same = shop.run(&["policy", "diff", "--git", "HEAD", path]);
-        assert_eq!((same.code, same.out.as_str()), (0, "no difference\n"), "{path}: {}", same.err);
-    }
-    shop.file("shop.yaml", &SHOP.replace("from: checkout,", "from: payments,"));
-    let answer = shop.run(&["policy", "diff", "--git", "HEAD", "."]);
-    assert!(answer.code == 1 && answer.out.contains("- checkout -> payments:grpc"), "{}{}", answer.out, answer.err);
-    for (revision, path) in [("nowhere", "."), ("--output=x", "."), ("HEAD", "none.yaml")] {
-        let git = format!("--git={revision}");
-        let answer = shop.run(&["policy", "diff", &git, path]);
-        assert!(
-            answer.code == 2 && answer.out.is_empty() && !answer.err.is_empty(),
-            "{revision} {path}: {}",
-            answer.err
-        );
-    }
-    assert_eq!(shop.run(&["policy", "diff", "--git", "HEAD", ".", "."]).code, 2);
-    // A mistake of then is an answer too, with its place.
-    shop.file("shop.yaml", &SHOP.replace("from: checkout", "from: chekout"));
-    git(&["commit", "-qam", "two"]);
-    let answer = shop.run(&["policy", "diff", "--git", "HEAD", "."]);
-    assert!(answer.code == 3 && answer.out.contains("HEAD:shop.yaml:12:24"), "{}", answer.out);
-}
-
-#[test]
 fn findings_are_sarif_and_tests_are_junit_for_who_asks() {
     let shop = Shop::new(&SHOP.replace("from: checkout", "from: chekout"));
     let answer = shop.run(&["policy", "check", "shop.yaml", "--format", "sarif"]);

@@ -104,7 +104,7 @@ layout!(SpillEntry, size 256, ranges @ 0);
 pub struct RuleStat {
     /// Decisions made by the rule.
     pub decisions: u64,
-    /// Boot clock of the last one, ns.
+    /// When the last one was made, ns: `CLOCK_MONOTONIC_COARSE`, which costs a packet next to nothing.
     pub last_ns: u64,
 }
 layout!(RuleStat, size 16, decisions @ 0, last_ns @ 8);

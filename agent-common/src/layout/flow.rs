@@ -2,6 +2,22 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::addr::Addr;
+
+/// Ticks of the flow table are 2³⁰ ns, about 1.07 s, of `CLOCK_MONOTONIC_COARSE`: a shift is cheaper than
+/// a division.
+pub const TICK_SHIFT: u32 = 30;
+/// For so long a socket's own storage may answer in the place of the flow table: 1 to 10 s, by the rate of
+/// the kernel's timer interrupt.
+pub const SOCKET_REMEMBERS_JIFFIES: u32 = 1024;
+/// At most so many ticks are that, with the slowest timer, which has 100 interrupts in a second.
+pub const SOCKET_REMEMBERS_TICKS: u32 = 10;
+/// Idle ticks after which a flow seen in one direction only is forgotten: 30 s, and what a socket may
+/// have kept to itself.
+pub const IDLE_ONE_WAY_TICKS: u32 = 28 + SOCKET_REMEMBERS_TICKS;
+/// The same once both directions were seen: 180 s.
+pub const IDLE_BOTH_WAYS_TICKS: u32 = 168 + SOCKET_REMEMBERS_TICKS;
+
 /// Which end of its flow a socket is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
@@ -16,6 +32,8 @@ pub enum Role {
 
 /// Value of `sockets`: one socket's storage.
 ///
+/// The verdict is about one flow: that of the connection, or the last one of a socket that has many.
+///
 /// INVARIANT: the verdict is an allow and `seal` was made by [`crate::cached::seal`] over the other
 /// fields of the verdict. Two CPUs that write at once leave a seal that fits neither, and the next
 /// packet is decided again.
@@ -23,7 +41,7 @@ pub enum Role {
 #[repr(C)]
 pub struct SockState {
     /// Peer of the cached verdict.
-    pub peer_addr: [u8; 16],
+    pub peer_addr: Addr,
     /// Its port, host order.
     pub peer_port: u16,
     /// Local port, host order.
@@ -32,15 +50,8 @@ pub struct SockState {
     pub epoch: u32,
     /// Boot second until which it holds; 0 = as long as the epoch.
     pub valid_until: u32,
-    /// Role of this socket in the cached flow, a [`Role`].
-    pub role: u8,
-    /// Role of the socket for its whole life, once known; of a socket that is not TCP, whether it has
-    /// been called.
-    pub sticky_role: u8,
-    /// IP protocol.
-    pub proto: u8,
-    /// 0 = nothing about the maker below.
-    pub maker_known: u8,
+    /// When the flow table was last asked about this flow, in jiffies; 0 if it need not be.
+    pub seen: u32,
     /// Seal over the verdict.
     pub seal: u64,
     /// Cgroup of the socket, from sock_create; 0 = not known.
@@ -53,9 +64,17 @@ pub struct SockState {
     pub uid: u32,
     /// Its name as the kernel has it.
     pub comm: [u8; 16],
+    /// Role of the socket for its whole life, once known; of a socket that is not TCP, whether it has
+    /// been called.
+    pub sticky_role: u8,
+    /// 0 = nothing about the process above.
+    pub maker_known: u8,
+    /// Zero.
+    pub reserved: [u8; 6],
 }
-layout!(SockState, size 80, peer_addr @ 0, peer_port @ 16, local_port @ 18, epoch @ 20, valid_until @ 24, role @ 28,
-    sticky_role @ 29, proto @ 30, maker_known @ 31, seal @ 32, cgroup @ 40, netns @ 48, pid @ 56, uid @ 60, comm @ 64);
+layout!(SockState, size 88, peer_addr @ 0, peer_port @ 16, local_port @ 18, epoch @ 20, valid_until @ 24, seen @ 28,
+    seal @ 32, cgroup @ 40, netns @ 48, pid @ 56, uid @ 60, comm @ 64, sticky_role @ 80, maker_known @ 81,
+    reserved @ 82);
 
 /// Key of `flows`: a flow seen from one end.
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
@@ -89,7 +108,7 @@ pub struct FlowState {
     pub epoch: u32,
     /// Boot second until which that holds; 0 = as long as the epoch.
     pub valid_until: u32,
-    /// Boot second of the newest packet.
+    /// Tick (2³⁰ ns) of the newest packet that asked the table.
     pub last_seen: u32,
     /// 1 = packets went both ways.
     pub both_ways: u32,

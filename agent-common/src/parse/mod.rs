@@ -1,6 +1,7 @@
 //! Header bytes -> addresses, protocol, ports. Parses fully or says why not; never panics.
 
 mod ip;
+pub mod plain;
 mod transport;
 
 pub use ip::{EXTENSION_HEADERS_MAX, packet, read};

@@ -1,21 +1,17 @@
 // tidy: long because both directions are one judgement, whose steps share a case and an order.
 //! cgroup_skb egress and ingress: the boundary. Everything a socket sends or receives passes here.
 
-use core::ptr;
-
 use agent_common::{
-    cached,
     flow::proto,
-    id::{BootSeconds, RuleNumber},
+    id::RuleNumber,
     layout::{DenyRecord, FlowKey, Hook, KnownBy, Role, SockState, record_flags},
-    parse::{self, Packet, ParseError, tcp},
+    parse::{Packet, tcp},
     verdict::{Decision, Verdict},
 };
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_release, bpf_skb_cgroup_id, bpf_skb_load_bytes,
-        bpf_skc_lookup_tcp,
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_release, bpf_skb_cgroup_id, bpf_skc_lookup_tcp,
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -24,9 +20,9 @@ use aya_ebpf::{
 use crate::{
     emit, flows,
     flows::Known,
-    globals,
+    headers,
     judge::Case,
-    log,
+    log, memory,
     on_error::{Error, on_error},
     peer::{self, Peer},
     policy::{self, BootClock},
@@ -54,48 +50,10 @@ pub fn ew_ingress(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
     let epoch = policy::epoch();
-    if let Some(sk) = sockets::full(skb) {
-        // SAFETY: a full socket.
-        let (protocol, kind, sk_state) = unsafe { ((*sk).protocol, (*sk).type_, (*sk).state) };
-        let is_tcp = protocol == u32::from(proto::TCP) && kind == sockets::STREAM;
-        // Only a SYN-ACK leaves a listener, and only in answer to a SYN that its door let in.
-        if is_tcp && leaves && sk_state == state::LISTEN {
-            return Verdict::Allow as i32;
-        }
-        // An inbound UDP datagram reached a connected socket because it matches the socket's peer; an
-        // outbound one can carry another address, so it is read first.
-        let peer_is_fixed = is_tcp && sk_state != state::LISTEN
-            || !leaves && protocol == u32::from(proto::UDP) && kind == sockets::DGRAM;
-        if peer_is_fixed && cached_verdict(sk, epoch) {
-            return Verdict::Allow as i32;
-        }
+    if memory::passes(skb, epoch, leaves) {
+        return Verdict::Allow as i32;
     }
     if leaves { judge_egress(skb, epoch) } else { judge_ingress(skb, epoch) }
-}
-
-/// Says whether the socket's storage holds a pass for its present peer.
-#[inline(always)]
-fn cached_verdict(sk: *mut bpf_sock, epoch: u32) -> bool {
-    let Some(stored) = sockets::stored(sk) else {
-        return false;
-    };
-    // SAFETY: a full socket and its storage.
-    unsafe {
-        if (*stored).epoch != epoch {
-            return false;
-        }
-        let (addr, port) = sockets::peer(sk);
-        let known = sockets::load(&(*stored).peer_addr);
-        if port == 0
-            || (*stored).peer_port != port
-            || u32::from((*stored).local_port) != (*sk).src_port
-            || known[0] != addr[0]
-            || known[1] != addr[1]
-        {
-            return false;
-        }
-        cached::holds(&*stored, epoch, now, globals::secret())
-    }
 }
 
 #[inline(never)]
@@ -140,7 +98,7 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
     let mut decision = on_error(&Error::NoSocket);
     let failed = read_case(skb, &mut case);
     if failed != 0 {
-        decision = on_error(&Error::Parse(parse_error(failed)));
+        decision = on_error(&Error::Parse(headers::error(failed)));
         return finish(skb, &case, &decision);
     }
     if kernel_answers(skb, &case) {
@@ -153,49 +111,21 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
     }
 }
 
-/// Reads the packet; the result is 0, or an error for [`parse_error`].
-///
-/// Global, so that the verifier checks it once and not for every state of every caller.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn ew_read_packet(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
-    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
-    let Some(packet) = (unsafe { packet.as_mut() }) else {
-        return 1;
-    };
-    match parse::read(&Skb { skb }, packet) {
-        Ok(()) => 0,
-        Err(ParseError::Truncated) => 1,
-        Err(ParseError::Version) => 2,
-        Err(ParseError::Length) => 3,
-        Err(ParseError::Headers) => 4,
-        Err(ParseError::Fragment) => 5,
-    }
-}
-
 /// Reads the packet into the case. A frame of its own: the stack holds 512 bytes over all frames.
 #[inline(never)]
 fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
+    if let Some(plain) = headers::plain(skb) {
+        case.read_plain(&plain);
+        return 0;
+    }
     let mut packet = Packet::default();
-    let failed = ew_read_packet(skb, &raw mut packet);
+    let failed = headers::ew_read_packet(skb, &raw mut packet);
     if case.leaves {
         case.read(&packet, true)
     } else {
         case.read(&packet, false)
     }
     failed
-}
-
-/// See [`ew_read_packet`].
-#[inline(always)]
-const fn parse_error(code: u32) -> ParseError {
-    match code {
-        5 => ParseError::Fragment,
-        4 => ParseError::Headers,
-        3 => ParseError::Length,
-        2 => ParseError::Version,
-        _ => ParseError::Truncated,
-    }
 }
 
 /// Says whether the packet is one that the kernel sends or takes by itself: built-in `icmp-errors`.
@@ -247,9 +177,13 @@ fn tcp_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i3
         // SAFETY: storage of a socket that the packet keeps alive.
         unsafe {
             (*stored).sticky_role = case.role as u8;
-            // Never on a listener: children inherit its storage, and a verdict must not be inherited.
-            if sk_state != state::LISTEN && passes(case, decision) {
-                remember(stored, case, decision);
+            // A listener remembers the SYN it was sent last, so that the end of the handshake and, as
+            // children inherit its storage, the connection itself are not judged again. What was refused
+            // ends what the same address and port were allowed before.
+            if passes(case, decision) {
+                memory::remember(stored, case, decision.valid_until.0);
+            } else {
+                memory::forget(stored);
             }
         }
     }
@@ -288,10 +222,6 @@ fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
 /// Everything but TCP: the state is in the flow table, or in the storage of a connected UDP socket.
 #[inline(always)]
 fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
-    let connected = connected_udp(skb, case);
-    if case.leaves && !connected.is_null() && cached_verdict(connected, case.epoch) {
-        return Verdict::Allow as i32;
-    }
     let mut key = FlowKey {
         owner: case.cgroup,
         local_addr: [0; 16],
@@ -314,7 +244,10 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
     let mut role = if case.leaves { Role::Caller } else { Role::Callee };
     let reply = if echo == Some(8) { Known::No } else { flows::see(&key, case.epoch, true, boot_seconds) };
     match reply {
-        Known::Live => return Verdict::Allow as i32,
+        Known::Live(valid_until) => {
+            remember_datagram(skb, case, valid_until);
+            return Verdict::Allow as i32;
+        }
         Known::Stale => role = if case.leaves { Role::Callee } else { Role::Caller },
         Known::No => {
             if echo == Some(0) {
@@ -322,7 +255,8 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
                 return finish(skb, case, decision);
             }
             key.direction = if case.leaves { 0 } else { 1 };
-            if flows::see(&key, case.epoch, false, boot_seconds) == Known::Live {
+            if let Known::Live(valid_until) = flows::see(&key, case.epoch, false, boot_seconds) {
+                remember_datagram(skb, case, valid_until);
                 return Verdict::Allow as i32;
             }
         }
@@ -337,18 +271,11 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
         if !case.leaves && matches!(case.role, Role::Callee) {
             mark_called(skb);
         }
-        let mut remembered = false;
-        if !connected.is_null()
-            && let Some(stored) = sockets::storage(connected)
-        {
-            // SAFETY: storage of a live socket.
-            unsafe { remember(stored, case, decision) };
-            remembered = true;
-        }
         let recorded = flows::record(&key, case.epoch, decision.valid_until.0);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies
         // that look like new flows.
-        if !recorded && !remembered {
+        let connected = remember_datagram(skb, case, decision.valid_until.0);
+        if !recorded && !connected {
             *decision = on_error(&Error::FlowTableFull);
         }
     }
@@ -366,22 +293,30 @@ fn mark_called(skb: *mut __sk_buff) {
     }
 }
 
-/// The packet's socket, if it is UDP, connected, and the packet goes to or comes from its peer; else
-/// null, which unlike an `Option` leaves no register without a value.
-#[inline(always)]
-fn connected_udp(skb: *mut __sk_buff, case: &Case) -> *mut bpf_sock {
+/// Lets a UDP socket remember a flow: its only one if it is connected, and else its last. Says whether it
+/// is connected and remembers.
+#[inline(never)]
+fn remember_datagram(skb: *mut __sk_buff, case: &Case, valid_until: u32) -> bool {
     let Some(sk) = sockets::full(skb) else {
-        return ptr::null_mut();
+        return false;
     };
     // SAFETY: a full socket.
     let udp = unsafe { (*sk).protocol == u32::from(proto::UDP) && (*sk).type_ == sockets::DGRAM };
     if !udp || case.proto != proto::UDP {
-        return ptr::null_mut();
+        return false;
     }
     let (addr, port) = sockets::peer(sk);
     let to = &case.peer_addr;
-    let same = addr[0] == to[0] && addr[1] == to[1];
-    if port != 0 && port == case.peer_port && same { sk } else { ptr::null_mut() }
+    // What a connected socket sends to somebody else is no reason to forget its peer.
+    if port != 0 && (port != case.peer_port || addr[0] != to[0] || addr[1] != to[1]) {
+        return false;
+    }
+    let Some(stored) = sockets::storage(sk) else {
+        return false;
+    };
+    // SAFETY: storage of a live socket.
+    unsafe { memory::remember(stored, case, valid_until) };
+    port != 0
 }
 
 /// Names the other end and decides. A frame of its own.
@@ -421,38 +356,6 @@ fn peer_of(skb: *mut __sk_buff, case: &Case) -> Peer {
 #[inline(always)]
 fn passes(case: &Case, decision: &Decision) -> bool {
     matches!(case.typed_mode().apply(decision), Verdict::Allow)
-}
-
-/// Stores a pass in a socket's storage, the seal last.
-///
-/// # Safety
-///
-/// `stored` is the storage of a live socket.
-#[inline(never)]
-unsafe fn remember(stored: *mut SockState, case: &Case, decision: &Decision) {
-    let mut verdict = SockState {
-        peer_port: case.peer_port,
-        local_port: case.local_port,
-        epoch: case.epoch,
-        valid_until: decision.valid_until.0,
-        role: case.role as u8,
-        proto: case.proto,
-        ..SockState::default()
-    };
-    sockets::store(&mut verdict.peer_addr, case.peer_addr);
-    verdict.seal = cached::seal(&verdict, globals::secret());
-    // SAFETY: the caller's promise. Field by field, so that what is known about the maker stays.
-    unsafe {
-        ptr::write_volatile(&raw mut (*stored).seal, 0);
-        sockets::store(&mut (*stored).peer_addr, case.peer_addr);
-        (*stored).peer_port = verdict.peer_port;
-        (*stored).local_port = verdict.local_port;
-        (*stored).epoch = verdict.epoch;
-        (*stored).valid_until = verdict.valid_until;
-        (*stored).role = verdict.role;
-        (*stored).proto = verdict.proto;
-        ptr::write_volatile(&raw mut (*stored).seal, verdict.seal);
-    }
 }
 
 /// Applies the mode, reports a denial, returns the hook's code.
@@ -496,27 +399,9 @@ fn describe(stored: &SockState, record: &mut DenyRecord, leaves: bool) {
 }
 
 #[inline(always)]
-fn now() -> BootSeconds {
-    use agent_common::decide::Clock as _;
-    BootClock.boot_seconds()
-}
-
-#[inline(always)]
 fn boot_seconds() -> u32 {
-    now().0
-}
-
-/// A packet from its IP header, as cgroup_skb sees it.
-struct Skb {
-    skb: *mut __sk_buff,
-}
-
-impl parse::Source for Skb {
-    #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
-        // SAFETY: the helper writes N bytes or fails.
-        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, out.as_mut_ptr().cast(), N as u32) == 0 }
-    }
+    use agent_common::decide::Clock as _;
+    BootClock.boot_seconds().0
 }
 
 const _: () = assert!(RuleNumber::DEFAULT.0 == 0);

@@ -72,9 +72,15 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         return 1;
     };
     // SAFETY: storage of the caller's socket; helpers of the calling task.
-    let (cgroup, acting, was_called) = unsafe {
+    let acting = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: as above.
+    if matches!(hook, Hook::Sendmsg4 | Hook::Sendmsg6) && goes_on(unsafe { &*stored }, acting, epoch, &addr, port) {
+        return 1;
+    }
+    // SAFETY: as above.
+    let (cgroup, was_called) = unsafe {
         remember_task(stored);
-        ((*stored).cgroup, bpf_get_current_cgroup_id(), (*stored).sticky_role == Role::Callee as u8)
+        ((*stored).cgroup, (*stored).sticky_role == Role::Callee as u8)
     };
     // Older than the agent, or made by a kernel worker: the packet hook knows its cgroup.
     if cgroup == 0 {
@@ -112,6 +118,19 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         case.peer_port = 0;
     }
     judge_case(ctx, &mut case, acting, was_called)
+}
+
+/// Says whether a datagram belongs to the flow that the socket remembers, and its own workload sends it.
+///
+/// Nothing is unsealed here, and need not be: the packet hook looks at the same verdict, and more closely.
+#[inline(always)]
+const fn goes_on(stored: &SockState, acting: u64, epoch: u32, addr: &Addr, port: u16) -> bool {
+    stored.epoch == epoch
+        && stored.seal != 0
+        && stored.cgroup == acting
+        && stored.peer_port == port
+        && stored.peer_addr[0] == addr[0]
+        && stored.peer_addr[1] == addr[1]
 }
 
 #[inline(always)]
@@ -276,8 +295,13 @@ fn is_loopback(addr: &Addr) -> bool {
 unsafe fn remember_task(stored: *mut SockState) {
     // SAFETY: the caller's promise; helpers of the calling task.
     unsafe {
-        (*stored).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        (*stored).uid = bpf_get_current_uid_gid() as u32;
+        let (pid, uid) = ((bpf_get_current_pid_tgid() >> 32) as u32, bpf_get_current_uid_gid() as u32);
+        // Its name is then known as well; it changes with an exec, which few sockets live through.
+        if (*stored).maker_known != 0 && (*stored).pid == pid && (*stored).uid == uid {
+            return;
+        }
+        (*stored).pid = pid;
+        (*stored).uid = uid;
         bpf_get_current_comm((&raw mut (*stored).comm).cast(), 16);
         (*stored).maker_known = 1;
     }

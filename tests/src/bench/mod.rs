@@ -45,7 +45,7 @@ impl Effort {
     }
 }
 
-/// Parts of the benchmark, by the word on the command line.
+/// Parts of the benchmark, by the word on the command line. A pattern of traffic is one as well.
 const PARTS: [&str; 4] = ["programs", "traffic", "policy", "memory"];
 
 /// Runs as `bench [--quick] [--check] [--json FILE] [PART...]`; as `bench load ...` and `bench hold ...`
@@ -68,8 +68,11 @@ pub fn main() -> anyhow::Result<()> {
             "--quick" => effort.quick = true,
             "--check" => check = true,
             "--json" => json = Some(PathBuf::from(rest.next().context("`--json` wants a file")?)),
-            part if PARTS.contains(&part) => parts.push(arg),
-            _ => anyhow::bail!("usage: bench [--quick] [--check] [--json FILE] [{}]...", PARTS.join("|")),
+            part if PARTS.contains(&part) || traffic::words().any(|word| word == part) => parts.push(arg),
+            _ => {
+                let words: Vec<&str> = PARTS.into_iter().chain(traffic::words()).collect();
+                anyhow::bail!("usage: bench [--quick] [--check] [--json FILE] [{}]...", words.join("|"))
+            }
         }
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
@@ -88,10 +91,11 @@ fn measure(places: &place::Places, effort: Effort, wanted: impl Fn(&str) -> bool
         step("programs");
         programs::measure(places, effort, &mut report)?;
     }
-    if wanted("traffic") {
+    let patterns: Vec<&str> = traffic::words().filter(|word| wanted("traffic") || wanted(word)).collect();
+    if !patterns.is_empty() {
         step("traffic");
         let mut place = Place::new(places, EDGES)?;
-        traffic::measure(&mut place, effort, &mut report)?;
+        traffic::measure(&mut place, &patterns, effort, &mut report)?;
     }
     if wanted("policy") {
         step("policy");

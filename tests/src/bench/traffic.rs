@@ -31,21 +31,27 @@ const CASES: &[Case] = &[
 /// cost of waking another CPU, which differs from run to run and dwarfs a program, is not in the sums.
 const CPUS: [usize; 2] = [0, 0];
 
-/// Measures every pattern in turns: all of them detached, all of them attached, and again.
-pub fn measure(place: &mut Place<'_>, effort: Effort, report: &mut Report) -> anyhow::Result<()> {
+/// The patterns, by the word on the command line.
+pub fn words() -> impl Iterator<Item = &'static str> {
+    CASES.iter().map(|case| case.kind.word())
+}
+
+/// Measures patterns in turns: all of them detached, all of them attached, and again.
+pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &mut Report) -> anyhow::Result<()> {
+    let cases: Vec<&Case> = CASES.iter().filter(|case| words.contains(&case.kind.word())).collect();
     let rounds = effort.pick(6, 40);
     let slice_ms = effort.pick(100, 250);
     place.attach()?;
     let mut pairs = Vec::new();
-    for case in CASES {
+    for case in &cases {
         pairs.push(Pair::start(case.kind, place.ends(), CPUS)?);
     }
     // The first slices fill caches, and the ports of closed connections: connecting finds its steady
     // state when every port has been used once.
-    for (case, pair) in CASES.iter().zip(&mut pairs) {
+    for (case, pair) in cases.iter().zip(&mut pairs) {
         pair.slice(if case.kind == Kind::TcpCrr { effort.pick(1_000, 4_000) } else { slice_ms })?;
     }
-    let mut turns: Vec<Turns> = CASES.iter().map(|_| Turns::default()).collect();
+    let mut turns: Vec<Turns> = cases.iter().map(|_| Turns::default()).collect();
     for round in 0..rounds {
         // Each round begins with what the last one ended with: fewer changes, and no side is always first.
         for attached in [round % 2 == 0, round % 2 != 0] {
@@ -59,7 +65,7 @@ pub fn measure(place: &mut Place<'_>, effort: Effort, report: &mut Report) -> an
             }
         }
     }
-    CASES.iter().zip(&turns).for_each(|(case, turns)| add(case, turns, report));
+    cases.iter().zip(&turns).for_each(|(case, turns)| add(case, turns, report));
     Ok(())
 }
 

@@ -5,14 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::anyhow;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{
-    git,
-    set::{self, Set, count},
-};
+use super::set::{self, Set, count};
 use crate::{
     cli::{
         exit::{CliError, Exit},
@@ -32,9 +28,6 @@ pub(in crate::cli) struct DiffArgs {
     /// compared with the policy in force
     #[arg(required = true, num_args = 1..=2, value_name = "[OLD] NEW")]
     paths: Vec<PathBuf>,
-    /// Compare with what this revision of git has at the same path, `origin/main`
-    #[arg(long, value_name = "REVISION")]
-    git: Option<String>,
     /// Trust domain, if the files do not name it
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<String>,
@@ -46,14 +39,9 @@ pub(in crate::cli) struct DiffArgs {
 /// Shows the differences; the answer is "no" if there are some.
 pub(super) fn run(args: &DiffArgs, socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
     let mut trust_domain = args.trust_domain.clone();
-    let (old, new) = match (args.paths.as_slice(), &args.git) {
-        ([path], Some(revision)) => (git::read(revision, path)?, set::read(&args.paths)?),
-        (_, Some(_)) => {
-            let message = "with --git there is one path: what it is compared with is the same path in the revision";
-            return Err(CliError::new(Exit::Usage, anyhow!(message)));
-        }
-        ([old, new], None) => (set::read(std::slice::from_ref(old))?, set::read(std::slice::from_ref(new))?),
-        (paths, None) => {
+    let (old, new) = match args.paths.as_slice() {
+        [old, new] => (set::read(std::slice::from_ref(old))?, set::read(std::slice::from_ref(new))?),
+        paths => {
             let new = set::read(paths)?;
             let (old, domain) = set::in_force(socket, output)?;
             trust_domain = trust_domain.or(Some(domain));

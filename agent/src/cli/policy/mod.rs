@@ -2,7 +2,6 @@
 
 mod check;
 mod diff;
-mod git;
 mod junit;
 mod sarif;
 pub(super) mod set;

@@ -9,6 +9,7 @@ mod held;
 mod read;
 
 use agent_common::{
+    cached::Keys,
     id::Epoch,
     layout::{DenyCounter, DenyKey, DenyStat, FlowKey, FlowState, IdentEntry, RuleStat, Settings, UidKey, names::map},
 };
@@ -61,14 +62,14 @@ impl Datapath {
         }
         let (kn, id) = (btf.offset("cgroup", "kn")?, btf.offset("kernfs_node", "id")?);
         let parent = btf.offset("cgroup", "self")? + btf.offset("cgroup_subsys_state", "parent")?;
-        let mut secret = [0; 8];
+        let mut secret = [0; size_of::<Keys>()];
         rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())
             .map_err(|e| DatapathError::Secret(e.into()))?;
-        let secret = u64::from_ne_bytes(secret);
+        let secret = secret.as_chunks().0.iter().map(|key| u64::from_ne_bytes(*key)).collect::<Vec<_>>();
 
         let mut loader = EbpfLoader::new();
         loader
-            .override_global("SECRET", &secret, true)
+            .override_global("KEYS", secret.as_slice(), true)
             .override_global("OFF_CGROUP_KN", &kn, true)
             .override_global("OFF_KN_ID", &id, true)
             .override_global("OFF_PARENT", &parent, true)

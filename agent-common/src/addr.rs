@@ -1,0 +1,56 @@
+//! An address as it lies in memory, moved by words of eight bytes.
+//!
+//! The kernel's target cannot read across word borders, so bytes would be moved one by one.
+
+/// 16 bytes in network order, IPv4 mapped, as two words.
+pub type Addr = [u64; 2];
+
+/// Puts two words of four bytes side by side in memory.
+#[inline(always)]
+#[must_use]
+pub const fn pair(first: u32, second: u32) -> u64 {
+    let (low, high) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
+    low as u64 | (high as u64) << 32
+}
+
+/// The reverse of [`pair`].
+#[inline(always)]
+#[must_use]
+pub const fn halves(word: u64) -> (u32, u32) {
+    let (low, high) = ((word & 0xffff_ffff) as u32, (word >> 32) as u32);
+    if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
+}
+
+/// The third word of a mapped address as it lies in memory: 0x0000ffff in network order.
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+/// Maps an IPv4 address, given as it lies in memory. RFC 4291, section 2.5.5.2.
+#[inline(always)]
+#[must_use]
+pub const fn mapped(v4: u32) -> Addr {
+    [0, pair(MAPPED, v4)]
+}
+
+/// Returns the IPv4 address, as it lies in memory, if this is one.
+#[inline(always)]
+#[must_use]
+pub const fn v4(addr: &Addr) -> Option<u32> {
+    let (third, fourth) = halves(addr[1]);
+    if addr[0] == 0 && third == MAPPED { Some(fourth) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_address_is_mapped_and_found_again() {
+        let loopback = u32::from_ne_bytes([127, 0, 0, 1]);
+        let [first, second] = mapped(loopback);
+        let bytes = [first.to_ne_bytes(), second.to_ne_bytes()].concat();
+        assert_eq!(bytes, std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets());
+        assert_eq!(v4(&[first, second]), Some(loopback));
+        assert_eq!(v4(&[1, second]), None);
+        assert_eq!(halves(pair(1, 2)), (1, 2));
+    }
+}

@@ -1,0 +1,85 @@
+//! The headers of a packet of a socket hook, which begins at its IP header.
+
+use agent_common::parse::{
+    self, Packet, ParseError,
+    plain::{self, Plain, TCP_MORE_BYTES, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
+
+/// Reads the headers of an ordinary packet without a call of a helper; `None` says that the packet is to
+/// be read by [`ew_read_packet`].
+#[inline(always)]
+pub fn plain(skb: *mut __sk_buff) -> Option<Plain> {
+    // SAFETY: the context; what is read below has been compared with the end, which the verifier checks.
+    // Words of four bytes: the kernel puts IP headers at such a border, or reads across it.
+    unsafe {
+        let (start, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        if start + V4_BYTES > end {
+            return None;
+        }
+        let v4 = &*(start as *const [u32; V4_BYTES / 4]);
+        if v4[0].to_ne_bytes()[0] >> 4 == 4 {
+            return plain::v4(v4, || word(start, 20 + TCP_MORE_OFFSET, end));
+        }
+        if start + V6_BYTES > end {
+            return None;
+        }
+        plain::v6(&*(start as *const [u32; V6_BYTES / 4]), || word(start, 40 + TCP_MORE_OFFSET, end))
+    }
+}
+
+/// # Safety
+///
+/// `start` is where the packet begins, `end` where it ends.
+#[inline(always)]
+unsafe fn word(start: usize, offset: usize, end: usize) -> Option<u32> {
+    if start + offset + TCP_MORE_BYTES > end {
+        return None;
+    }
+    // SAFETY: compared with the end.
+    Some(unsafe { *((start + offset) as *const u32) })
+}
+
+/// Reads any packet; the result is 0, or an error for [`error`].
+///
+/// Global, so that the verifier checks it once and not for every state of every caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_read_packet(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
+        return 1;
+    };
+    match parse::read(&Skb { skb }, packet) {
+        Ok(()) => 0,
+        Err(ParseError::Truncated) => 1,
+        Err(ParseError::Version) => 2,
+        Err(ParseError::Length) => 3,
+        Err(ParseError::Headers) => 4,
+        Err(ParseError::Fragment) => 5,
+    }
+}
+
+/// See [`ew_read_packet`].
+#[inline(always)]
+pub const fn error(code: u32) -> ParseError {
+    match code {
+        5 => ParseError::Fragment,
+        4 => ParseError::Headers,
+        3 => ParseError::Length,
+        2 => ParseError::Version,
+        _ => ParseError::Truncated,
+    }
+}
+
+struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl parse::Source for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
+        // SAFETY: the helper writes N bytes or fails.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, out.as_mut_ptr().cast(), N as u32) == 0 }
+    }
+}
