@@ -1,6 +1,7 @@
 //! Changes of what is in force: they act on open connections, and a bad one changes nothing.
 
 use std::{
+    fmt::Write as _,
     fs,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -12,8 +13,8 @@ use eastwall::control::{
 };
 use serde_json::Value;
 use tests::{
-    lab::{Actor, Agent, AgentOptions, Errno, Reply as Done, Socket, Witness, magic},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, document},
+    lab::{Actor, Agent, AgentOptions, Errno, Lab, Reply as Done, Socket, Witness, magic},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, document, policy, repetitions},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
@@ -21,6 +22,22 @@ const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
 const CLOSED: &str = "[{ from: db, to: other, ports: [tcp/1] }]";
 /// Slowest end of a connection that lost its rule, in 99 of 100 rounds.
 const CUT_MAX: Duration = Duration::from_secs(1);
+
+/// Slowest refusal of a new flow after the change was acknowledged, in 99 of 100 rounds.
+const REFUSED_MAX: Duration = Duration::from_millis(100);
+/// Rules of the policy under which a revocation is timed.
+const RULES: usize = 1_000;
+
+/// [`OPEN`] among [`RULES`] rules in all, and the externals that the others speak of.
+fn many_rules() -> (String, String) {
+    let (mut rules, mut externals) = (OPEN.trim_end_matches(']').to_owned(), "  externals:\n".to_owned());
+    for n in 1..RULES {
+        let _ = write!(rules, ", {{ from: db, to: partner-{n}, ports: [tcp/443] }}");
+        let _ = writeln!(externals, "    - {{ name: partner-{n}, cidrs: [198.18.{}.{}/32] }}", n / 250, n % 250 + 1);
+    }
+    rules.push(']');
+    (rules, externals)
+}
 
 /// Whether the receive that an actor waits in ended with the connection.
 fn ended(actor: &Actor) -> bool {
@@ -37,10 +54,12 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 
 #[test]
 fn g70_a_revocation_ends_the_open_connection_at_both_ends_and_its_undoing_restores_the_flow() {
-    const ROUNDS: usize = 50;
-    let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
-    let mut times = Vec::new();
-    for round in 0..ROUNDS {
+    let rounds = repetitions(50, 200);
+    let (rules, externals) = many_rules();
+    let policy_of = |lab: &Lab| policy(lab, &rules, &externals);
+    let Some(scene) = Scene::open_by(policy_of, &AgentOptions::default()) else { return };
+    let (mut times, mut refusals) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
         let addr = LOOPBACK[round % 2];
         let connection = scene.connection(addr);
         scene.talk(&connection);
@@ -54,15 +73,23 @@ fn g70_a_revocation_ends_the_open_connection_at_both_ends_and_its_undoing_restor
         assert!(ended(&scene.db), "the callee sees the end in round {round}");
         times.push(start.elapsed());
         assert!(applied.cut >= 1, "{applied:?}");
+        let acknowledged = Instant::now();
         assert_eq!(scene.web.tcp_connect(connection.addr, LONG), Err(Errno::PERM), "a new flow in round {round}");
+        refusals.push(acknowledged.elapsed());
         scene.agent.change(&["revoke", "--undo", applied.id.as_deref().unwrap()]);
         scene.hang_up(connection);
     }
     scene.hang_up(scene.connection(LOOPBACK[0]));
     times.sort();
     let (p50, p99) = (percentile(&times, 50), percentile(&times, 99));
-    println!("revoke to the end at both ends, {ROUNDS} rounds: p50 {p50:?}, p99 {p99:?}, command line included");
+    refusals.sort();
+    let refused = percentile(&refusals, 99);
+    println!(
+        "revoke under {RULES} rules to the end at both ends, {rounds} rounds: p50 {p50:?}, p99 {p99:?}, command line \
+         included; the next flow refused after p99 {refused:?}"
+    );
     assert!(p99 < CUT_MAX, "{p99:?}");
+    assert!(refused < REFUSED_MAX, "{refused:?}");
     let status = scene.agent.balance();
     assert_eq!((status.overrides, status.lost), (0, 0), "{status:#?}");
     scene.agent.event("the cut", |e| e.pointer("/metadata/event_code").is_some_and(|c| c == "cut"));
