@@ -390,6 +390,15 @@ impl Actor {
         self.call(&Command::Flood { socket: socket.0, to, ports, data: data.to_vec() }).map(count)
     }
 
+    /// Sends the same datagram many times, to an address or to the peer; gives how many were taken.
+    ///
+    /// # Errors
+    ///
+    /// Never of the sending: a datagram that is refused is not counted.
+    pub fn hammer(&self, socket: Socket, to: Option<SocketAddr>, times: u32, data: &[u8]) -> Result<usize, Errno> {
+        self.call(&Command::Hammer { socket: socket.0, to, times, data: data.to_vec() }).map(count)
+    }
+
     /// Takes a copy of any descriptor.
     pub fn take(&self, descriptor: BorrowedFd<'_>) -> Socket {
         self.begin(&Command::TakeFd, Some(descriptor));

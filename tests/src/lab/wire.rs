@@ -226,6 +226,17 @@ pub enum Command {
         /// The payload.
         data: Vec<u8>,
     },
+    /// Sends the same datagram many times, to an address or to the peer; gives how many were taken.
+    Hammer {
+        /// The socket.
+        socket: u32,
+        /// Where to; none: its peer.
+        to: Option<SocketAddr>,
+        /// How often.
+        times: u32,
+        /// The payload.
+        data: Vec<u8>,
+    },
     /// Runs a kernel program that was taken on frames, here: in this cgroup and network namespace.
     TestRun {
         /// The program.

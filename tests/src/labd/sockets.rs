@@ -120,6 +120,10 @@ impl Sockets {
                 let to = |n| SocketAddr::new(to.ip(), to.port().wrapping_add(n));
                 Reply::Count((0..*ports).filter(|&n| send(socket, Some(to(n)), data).is_ok()).count())
             }
+            Command::Hammer { socket, to, times, data } => {
+                let socket = self.get(*socket)?;
+                Reply::Count((0..*times).filter(|_| send(socket, *to, data).is_ok()).count())
+            }
             Command::TestRun { program, ifindex, frames } => {
                 let program = self.get(*program)?;
                 Reply::Codes(frames.iter().map(|frame| test_run(program, frame, *ifindex)).collect())
