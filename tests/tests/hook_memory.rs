@@ -1,5 +1,4 @@
 //! What a socket remembers is about one flow, and never a way around the judgement of another.
-#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{net::SocketAddr, time::Duration};
 
