@@ -226,6 +226,12 @@ fn trust_domains_agree_and_defaults_stand_once() {
 }
 
 #[test]
+fn an_answer_to_a_denied_caller_that_nobody_gives_is_not_promised() {
+    refused(&format!("  defaults: {{ onDeny: reset }}\n{TWO}"), &[("E01", "is not built yet")]);
+    refused(&format!("  defaults: {{ onDeny: dorp }}\n{TWO}"), &[("E01", "drop")]);
+}
+
+#[test]
 fn a_port_that_cannot_be_read_is_one_error_and_not_one_for_every_rule() {
     let two = TWO.replace("pg: tcp/5432", "pg: tcp/543210");
     refused(&format!("{two}  allow: [{{ from: web, to: db, ports: [pg] }}]\n"), &[("E05", "`543210` is not a port")]);
