@@ -27,10 +27,16 @@ pub fn boot_to_unix() -> i64 {
     i64::try_from(millis.div_ceil(1000)).unwrap_or(i64::MAX)
 }
 
+/// The clock that hits of rules are stamped with, ns.
+#[must_use]
+pub fn hit_ns() -> u64 {
+    nanos(clock_gettime(ClockId::MonotonicCoarse))
+}
+
 /// The tick of the kernel's flow table: 2³⁰ ns of the monotonic clock.
 #[must_use]
 pub fn flow_tick() -> u32 {
-    let ticks = nanos(clock_gettime(ClockId::MonotonicCoarse)) >> TICK_SHIFT;
+    let ticks = hit_ns() >> TICK_SHIFT;
     // The kernel keeps 32 bits of it as well.
     u32::try_from(ticks & u64::from(u32::MAX)).unwrap_or(0)
 }

@@ -216,7 +216,7 @@ impl Core {
 
     fn edges(&self) -> Result<Vec<EdgeRow>> {
         let hits = self.datapath.hits()?;
-        let now = clock::now().boot_ns;
+        let now = clock::hit_ns();
         let offset = self.wall_offset;
         let name = |id: IdentityId| match self.state.names.get(&id) {
             _ if id == IdentityId::ANY => names::ANY.to_owned(),
