@@ -168,6 +168,7 @@ fn g82_an_agent_that_is_stopped_in_its_tracks_changes_no_verdict_and_newcomers_w
         rustix::process::kill_process(pid, signal).unwrap();
     };
     signal(rustix::process::Signal::STOP);
+    wait_until_stopped(scene.agent.pid().unwrap());
     let late = scene.lab.cgroup().child("late");
     let newcomer = scene.lab.actor(&late, &scene.net);
     let end = Instant::now() + stopped_for;
@@ -183,6 +184,17 @@ fn g82_an_agent_that_is_stopped_in_its_tracks_changes_no_verdict_and_newcomers_w
         assert!(Instant::now() < end, "the newcomer is labelled once the agent goes on");
     }
     scene.agent.balance();
+}
+
+/// A stop reaches each thread when it next leaves the kernel, which may be after the signal was sent.
+fn wait_until_stopped(pid: u32) {
+    let end = Instant::now() + LONG;
+    let stopped = |stat: &str| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path().join("stat"));
+    while !threads().all(|stat| fs::read_to_string(stat).is_ok_and(|stat| stopped(&stat))) {
+        assert!(Instant::now() < end, "process {pid} does not stop");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]

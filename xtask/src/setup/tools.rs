@@ -1,4 +1,4 @@
-//! Tools from crates.io, each pinned, installed beside the build output and never in the user's home.
+//! Tools that cargo installs, each pinned, installed beside the build output and never in the user's home.
 
 use std::process::Command;
 
@@ -43,7 +43,7 @@ pub fn install(workspace: &Workspace, tool: &Tool, progress: Progress<'_>) -> Fo
     if has_version(Command::new(name), version) {
         return Ok(format!("{version} on the path"));
     }
-    progress(&format!("{version} from crates.io"));
+    progress(&format!("{version} by cargo install"));
     run(cargo(workspace)
         // A build output of its own, so that the caller's holds nothing but the project.
         .env_remove("CARGO_TARGET_DIR")
