@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, mount};
 use tempfile::TempDir;
 
 use super::{
-    bpf::{Attach, attached},
+    bpf::{Attach, Empty, attached},
     synthetic::{self, CALLEE, CALLER},
     worker::Ends,
 };
@@ -109,6 +109,11 @@ impl<'a> Place<'a> {
     /// Attaches every program.
     pub fn attach(&mut self) -> anyhow::Result<()> {
         Ok(self.datapath.attach()?)
+    }
+
+    /// Attaches empty packet programs, until what is returned is dropped.
+    pub fn attach_empty(&self) -> anyhow::Result<[Empty; 2]> {
+        Ok([Empty::attach(&self.scope, Attach::Egress)?, Empty::attach(&self.scope, Attach::Ingress)?])
     }
 
     /// Takes every program off and waits until the packet programs are gone.

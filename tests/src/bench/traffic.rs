@@ -1,5 +1,6 @@
 //! What a request, a connection, a packet and a byte cost with the programs attached, against the same
-//! processes and sockets without them.
+//! processes and sockets without them. Beside that, what empty packet programs in their place cost: less is
+//! not to be had from these hooks.
 
 use super::{
     Effort,
@@ -36,7 +37,15 @@ pub fn words() -> impl Iterator<Item = &'static str> {
     CASES.iter().map(|case| case.kind.word())
 }
 
-/// Measures patterns in turns: all of them detached, all of them attached, and again.
+/// What is attached to the cgroup of both ends.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Nothing,
+    Empty,
+    Ours,
+}
+
+/// Measures patterns in turns: all of them with nothing attached, with empty programs, with ours, and again.
 pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &mut Report) -> anyhow::Result<()> {
     let cases: Vec<&Case> = CASES.iter().filter(|case| words.contains(&case.kind.word())).collect();
     let rounds = effort.pick(6, 40);
@@ -54,14 +63,19 @@ pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &m
     let mut turns: Vec<Turns> = cases.iter().map(|_| Turns::default()).collect();
     for round in 0..rounds {
         // Each round begins with what the last one ended with: fewer changes, and no side is always first.
-        for attached in [round % 2 == 0, round % 2 != 0] {
-            if attached {
-                place.attach()?
-            } else {
-                place.detach()?
+        let mut sides = [Side::Ours, Side::Empty, Side::Nothing];
+        if round % 2 != 0 {
+            sides.reverse();
+        }
+        for side in sides {
+            // Waits for the last side to come off as well.
+            place.detach()?;
+            let _empty = (side == Side::Empty).then(|| place.attach_empty()).transpose()?;
+            if side == Side::Ours {
+                place.attach()?;
             }
             for (pair, turns) in pairs.iter_mut().zip(&mut turns) {
-                turns.of(attached).push(pair.slice(slice_ms)?);
+                turns.of(side).push(pair.slice(slice_ms)?);
             }
         }
     }
@@ -72,13 +86,18 @@ pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &m
 /// The slices of one pattern, by round.
 #[derive(Default)]
 struct Turns {
-    attached: Vec<Slice>,
-    detached: Vec<Slice>,
+    ours: Vec<Slice>,
+    empty: Vec<Slice>,
+    nothing: Vec<Slice>,
 }
 
 impl Turns {
-    fn of(&mut self, attached: bool) -> &mut Vec<Slice> {
-        if attached { &mut self.attached } else { &mut self.detached }
+    fn of(&mut self, side: Side) -> &mut Vec<Slice> {
+        match side {
+            Side::Ours => &mut self.ours,
+            Side::Empty => &mut self.empty,
+            Side::Nothing => &mut self.nothing,
+        }
     }
 }
 
@@ -87,21 +106,22 @@ fn add(case: &Case, turns: &Turns, report: &mut Report) {
         let cost = with.cost() / without.cost();
         if case.kind == Kind::TcpBulk { 1.0 / cost } else { cost }
     };
-    let ratios = Spread::of(turns.attached.iter().zip(&turns.detached).map(|(with, without)| ratio(with, without)));
+    let ratios = |side: &[Slice]| Spread::of(side.iter().zip(&turns.nothing).map(|(with, bare)| ratio(with, bare)));
     let us = |slices: &[Slice]| Spread::of(slices.iter().map(Slice::cost)).median / 1000.0;
     let rate = |slices: &[Slice]| Spread::of(slices.iter().map(|s| s.units / s.wall_ns * 1e9)).median;
     let unit = if case.kind == Kind::TcpBulk { "MiB" } else { "unit" };
     let note = format!(
         "CPU {:.3} -> {:.3} us/{unit}, {:.0} -> {:.0}/s",
-        us(&turns.detached),
-        us(&turns.attached),
-        rate(&turns.detached),
-        rate(&turns.attached),
+        us(&turns.nothing),
+        us(&turns.ours),
+        rate(&turns.nothing),
+        rate(&turns.ours),
     );
     let name = if case.kind == Kind::TcpBulk { "bytes per CPU time" } else { "CPU time" };
-    let row = Row::new(format!("{}: {name}", case.name), ratios, "x").note(note);
+    let row = Row::new(format!("{}: {name}", case.name), ratios(&turns.ours), "x").note(note);
     report.add(match case.target {
         Some(target) => row.target(target),
         None => row,
     });
+    report.add(Row::new(format!("{}: empty programs", case.name), ratios(&turns.empty), "x"));
 }
