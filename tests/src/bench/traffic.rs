@@ -48,8 +48,8 @@ enum Side {
 /// Measures patterns in turns: all of them with nothing attached, with empty programs, with ours, and again.
 pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &mut Report) -> anyhow::Result<()> {
     let cases: Vec<&Case> = CASES.iter().filter(|case| words.contains(&case.kind.word())).collect();
-    let rounds = effort.pick(6, 40);
-    let slice_ms = effort.pick(100, 250);
+    let rounds = effort.pick(10, 200);
+    let slice_ms = effort.pick(50, 50);
     place.attach()?;
     let mut pairs = Vec::new();
     for case in &cases {
