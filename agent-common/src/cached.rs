@@ -3,7 +3,7 @@
 use crate::{
     addr::Addr,
     id::BootSeconds,
-    layout::{SOCKET_REMEMBERS_JIFFIES, SockState},
+    layout::{SOCKET_REMEMBERS_JIFFIES, SYN_FOLLOWS_JIFFIES, SockState},
 };
 
 /// Keys of the seal, drawn by the agent for every load: one for each word that is sealed.
@@ -16,7 +16,7 @@ pub struct Tuple {
     pub peer_addr: Addr,
     /// Its port.
     pub peer_port: u16,
-    /// This end's port.
+    /// This end's port; 0 for TCP, whose sockets have one connection at a time, which begins with a SYN.
     pub local_port: u16,
 }
 
@@ -69,6 +69,14 @@ pub fn holds(state: &SockState, flow: &Tuple, epoch: u32, now: impl FnOnce() -> 
 #[must_use]
 pub const fn is_fresh(state: &SockState, jiffies: u32) -> bool {
     jiffies.wrapping_sub(state.seen) < SOCKET_REMEMBERS_JIFFIES
+}
+
+/// Says whether connect asked just now for what a TCP socket remembers, so that a SYN which leaves now needs
+/// no judgement of its own. A later one does: its destination may be somebody else's by then.
+#[inline(always)]
+#[must_use]
+pub const fn just_asked(state: &SockState, jiffies: u32) -> bool {
+    state.seen != 0 && jiffies.wrapping_sub(state.seen) < SYN_FOLLOWS_JIFFIES
 }
 
 #[cfg(test)]
@@ -139,5 +147,13 @@ mod tests {
         assert!(is_fresh(&state, 99 + SOCKET_REMEMBERS_JIFFIES));
         assert!(!is_fresh(&state, 100 + SOCKET_REMEMBERS_JIFFIES));
         assert!(!is_fresh(&state, 99), "what seems to come from the future is old");
+    }
+
+    #[test]
+    fn only_a_syn_that_follows_its_connect_at_once_is_the_one_that_was_asked_for() {
+        let state = sealed(&flow(1, 53), 0);
+        assert!(just_asked(&state, 100) && just_asked(&state, 99 + SYN_FOLLOWS_JIFFIES));
+        assert!(!just_asked(&state, 100 + SYN_FOLLOWS_JIFFIES) && !just_asked(&state, 99));
+        assert!(!just_asked(&SockState { seen: 0, ..state }, 0), "a packet was judged, and no connect");
     }
 }

@@ -54,15 +54,16 @@ pub fn see(key: &FlowKey, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -
 
 /// Records that a flow may pass under `epoch`. False: no room, the flow must be denied.
 #[inline(never)]
-pub fn record(key: &FlowKey, epoch: u32, valid_until: u32) -> bool {
+pub fn record(key: &FlowKey, epoch: u32, valid_until: u32, peer_cgroup: u64) -> bool {
     let quota = policy::settings(epoch & 1).map_or(0, |s| s.flow_quota);
-    let state = FlowState { epoch, valid_until, last_seen: tick(), both_ways: 0 };
+    let state = FlowState { epoch, valid_until, last_seen: tick(), both_ways: 0, peer_cgroup };
     if let Some(old) = FLOWS.get_ptr_mut(key) {
         // SAFETY: a live element. The verdict's fields are written one by one, so the epoch comes last:
         // until then the entry is stale and the packet is judged again.
         unsafe {
             (*old).valid_until = valid_until;
             (*old).last_seen = state.last_seen;
+            (*old).peer_cgroup = peer_cgroup;
             core::ptr::write_volatile(&raw mut (*old).epoch, epoch);
         }
         return true;
@@ -82,6 +83,17 @@ pub fn record(key: &FlowKey, epoch: u32, valid_until: u32) -> bool {
         None => {}
     }
     FLOWS.insert(key, state, 0).is_ok()
+}
+
+/// Removes a flow unless its other end is a socket of `peer_cgroup`. The agent's sweep sets the owner's
+/// quota right.
+#[inline(always)]
+pub fn forget_unless(key: &FlowKey, peer_cgroup: u64) {
+    // SAFETY: a live element, read only.
+    if FLOWS.get_ptr_mut(key).is_some_and(|state| unsafe { (*state).peer_cgroup } != peer_cgroup) {
+        // Somebody else has removed it, if this fails.
+        let _ = FLOWS.remove(key);
+    }
 }
 
 /// The kernel's count of timer interrupts.

@@ -28,6 +28,8 @@ pub struct Case {
     pub peer: Peer,
     /// Cgroup of this end's socket.
     pub cgroup: u64,
+    /// Cgroup of the other end's socket; 0 = the other end is not known by a socket.
+    pub peer_cgroup: u64,
     /// Acting task's identity, if it is another workload's; else 0.
     pub task: IdentityId,
     /// Epoch of this run.

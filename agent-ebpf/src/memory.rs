@@ -18,77 +18,65 @@ use crate::{
     flows, globals, headers,
     judge::Case,
     policy::BootClock,
-    sockets::{self, state},
+    sockets::{self, Addr, state},
 };
 
 /// Says whether a packet passes by what its socket remembers; else it is to be judged.
 #[inline(always)]
 pub fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
-    let Some(sk) = sockets::full(skb) else {
+    // The storage helper refuses what is no full socket, so nobody else need be asked: on this path each
+    // call counts.
+    let Some(sk) = sockets::any(skb) else {
         return false;
     };
-    // SAFETY: a full socket.
-    let (protocol, kind) = unsafe { ((*sk).protocol, (*sk).type_) };
-    if protocol == u32::from(proto::TCP) && kind == sockets::STREAM {
-        // SAFETY: as above.
-        let listens = unsafe { (*sk).state } == state::LISTEN;
-        return match (listens, leaves) {
-            (false, _) => knows_connection(sk, epoch),
-            // Only a SYN-ACK leaves a listener, and only in answer to a SYN that its door let in.
-            (true, true) => true,
-            (true, false) => listener_knows(skb, sk, epoch),
-        };
-    }
-    if protocol == u32::from(proto::UDP) && kind == sockets::DGRAM {
-        // An inbound datagram reached a connected socket because it matches the socket's peer; an outbound
-        // one can carry another address, so it is read.
-        // SAFETY: as above.
-        let connected = unsafe { (*sk).dst_port } != 0;
-        return if connected && !leaves {
-            knows_connection(sk, epoch)
-        } else {
-            knows_datagram(skb, sk, epoch, leaves, connected)
-        };
-    }
-    false
-}
-
-/// A connected socket whose packets can be its peer's only: nothing of the packet is read.
-#[inline(always)]
-fn knows_connection(sk: *mut bpf_sock, epoch: u32) -> bool {
     let Some(stored) = remembered(sk, epoch) else {
         return false;
     };
     let (peer_addr, peer_port) = sockets::peer(sk);
-    // SAFETY: a full socket.
-    let flow = Tuple { peer_addr, peer_port, local_port: unsafe { (*sk).src_port } as u16 };
-    peer_port != 0 && holds(stored, &flow, epoch)
+    match (stored.proto, peer_port) {
+        (proto::TCP, 0) => !leaves && listener_knows(skb, stored, epoch),
+        // Every packet of a connection is its peer's, so nothing of the packet is read. A SYN begins one.
+        (proto::TCP, _) => {
+            holds(stored, &Tuple { peer_addr, peer_port, local_port: 0 }, epoch)
+                && (!leaves || !calls(sk) || cached::just_asked(stored, flows::jiffies()))
+        }
+        // The flow table keeps the flows of a socket that is not connected, and must see them.
+        (proto::UDP, 0) => {
+            cached::is_fresh(stored, flows::jiffies()) && knows_datagram(skb, stored, epoch, leaves)
+        }
+        // An inbound datagram reached a connected socket because it matches the socket's peer; an outbound
+        // one can carry another address, so it is read.
+        (proto::UDP, _) if leaves => knows_datagram(skb, stored, epoch, leaves),
+        (proto::UDP, _) => {
+            // SAFETY: a socket of the packet.
+            let local_port = unsafe { (*sk).src_port } as u16;
+            holds(stored, &Tuple { peer_addr, peer_port, local_port }, epoch)
+        }
+        _ => false,
+    }
+}
+
+/// Says whether a TCP socket waits for the answer to its SYN: all that it sends are SYNs.
+#[inline(always)]
+fn calls(sk: *mut bpf_sock) -> bool {
+    // SAFETY: a socket of the packet.
+    unsafe { (*sk).state == state::SYN_SENT }
 }
 
 /// The packet that ends a handshake comes to the listener: it belongs to the SYN that was judged last, or
 /// it is judged itself. A SYN is always judged, because its port may have changed hands.
 #[inline(always)]
-fn listener_knows(skb: *mut __sk_buff, sk: *mut bpf_sock, epoch: u32) -> bool {
-    let Some(stored) = remembered(sk, epoch) else {
-        return false;
-    };
+fn listener_knows(skb: *mut __sk_buff, stored: &SockState, epoch: u32) -> bool {
     match headers::plain(skb) {
         Some(plain) if plain.proto == proto::TCP && plain.tcp_flags & tcp::SYN == 0 => {
-            holds(stored, &seen_from_here(&plain, false), epoch)
+            holds(stored, &Tuple { local_port: 0, ..seen_from_here(&plain, false) }, epoch)
         }
         _ => false,
     }
 }
 
 #[inline(always)]
-fn knows_datagram(skb: *mut __sk_buff, sk: *mut bpf_sock, epoch: u32, leaves: bool, connected: bool) -> bool {
-    let Some(stored) = remembered(sk, epoch) else {
-        return false;
-    };
-    // The flow table keeps the flows of a socket that is not connected, and must see them.
-    if !connected && !cached::is_fresh(stored, flows::jiffies()) {
-        return false;
-    }
+fn knows_datagram(skb: *mut __sk_buff, stored: &SockState, epoch: u32, leaves: bool) -> bool {
     match headers::plain(skb) {
         Some(plain) if plain.proto == proto::UDP => holds(stored, &seen_from_here(&plain, leaves), epoch),
         _ => false,
@@ -124,8 +112,28 @@ const fn seen_from_here(plain: &Plain, leaves: bool) -> Tuple {
 /// `stored` is the storage of a live socket.
 #[inline(always)]
 pub unsafe fn remember(stored: *mut SockState, case: &Case, valid_until: u32) {
-    let flow = Tuple { peer_addr: case.peer_addr, peer_port: case.peer_port, local_port: case.local_port };
-    let seen = if case.proto == proto::UDP { flows::jiffies() } else { 0 };
+    let (local_port, seen) = if case.proto == proto::UDP { (case.local_port, flows::jiffies()) } else { (0, 0) };
+    // SAFETY: the caller's promise.
+    unsafe { note(stored, case, local_port, valid_until, seen) };
+}
+
+/// Lets a TCP socket remember that it may call, before its SYN leaves.
+///
+/// # Safety
+///
+/// As [`remember`].
+#[inline(always)]
+pub unsafe fn remember_call(stored: *mut SockState, case: &Case, valid_until: u32) {
+    // SAFETY: the caller's promise. 0 stands for no call.
+    unsafe { note(stored, case, 0, valid_until, flows::jiffies() | 1) };
+}
+
+/// # Safety
+///
+/// As [`remember`].
+#[inline(always)]
+unsafe fn note(stored: *mut SockState, case: &Case, local_port: u16, valid_until: u32, seen: u32) {
+    let flow = Tuple { peer_addr: case.peer_addr, peer_port: case.peer_port, local_port };
     let seal = cached::seal(&flow, case.epoch, valid_until, seen, &globals::keys());
     // SAFETY: the caller's promise. Field by field, so that what is known about the maker stays.
     unsafe {
@@ -137,6 +145,7 @@ pub unsafe fn remember(stored: *mut SockState, case: &Case, valid_until: u32) {
         (*stored).epoch = case.epoch;
         (*stored).valid_until = valid_until;
         (*stored).seen = seen;
+        (*stored).proto = case.proto;
         ptr::write_volatile(&raw mut (*stored).seal, seal);
     }
 }
@@ -150,6 +159,21 @@ pub unsafe fn remember(stored: *mut SockState, case: &Case, valid_until: u32) {
 pub unsafe fn forget(stored: *mut SockState) {
     // SAFETY: the caller's promise.
     unsafe { ptr::write_volatile(&raw mut (*stored).seal, 0) };
+}
+
+/// Lets a socket forget its verdict if that is about this peer.
+///
+/// # Safety
+///
+/// As [`remember`].
+#[inline(always)]
+pub unsafe fn forget_peer(stored: *mut SockState, addr: &Addr, port: u16) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (*stored).peer_port == port && (*stored).peer_addr[0] == addr[0] && (*stored).peer_addr[1] == addr[1] {
+            forget(stored);
+        }
+    }
 }
 
 #[inline(always)]

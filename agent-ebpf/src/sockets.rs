@@ -13,6 +13,8 @@ use crate::maps::SOCKETS;
 pub mod state {
     /// A connect is under way.
     pub const SYN_SENT: u32 = 2;
+    /// It has no connection.
+    pub const CLOSE: u32 = 7;
     /// It accepts connections.
     pub const LISTEN: u32 = 10;
 }
@@ -37,6 +39,14 @@ pub fn full(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
         let sk = bpf_sk_fullsock(sk);
         (!sk.is_null()).then_some(sk)
     }
+}
+
+/// Returns the socket of a packet, of whatever kind: its type and protocol cannot be read.
+#[inline(always)]
+pub fn any(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
+    // SAFETY: a field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    (!sk.is_null()).then_some(sk)
 }
 
 /// Returns the storage of a socket, making it if there is none; `None` if memory is short.

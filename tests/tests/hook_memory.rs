@@ -94,3 +94,42 @@ fn a_socket_that_talks_to_two_peers_passes_to_the_allowed_one_only() {
         assert_eq!(scene.other.actor.receive_for(to_other, 1, BRIEF), Ok(vec![]));
     });
 }
+
+#[test]
+fn a_udp_port_that_changes_hands_takes_no_flow_along() {
+    for fast_refusal in [true, false] {
+        let Some(scene) = Scene::open(Place::Loopback, fast_refusal) else { return };
+        for family in [Family::V4, Family::V6] {
+            // The exit of `other` only looks on, so the door of `db` is alone.
+            let text = scene.policy(&["web -> db: udp/any"]);
+            scene.guard().apply(&text.replace("name: other,", "name: other, egressMode: observe,"));
+            let (receiver, to) = scene.db.udp(family);
+            let (probe, from) = scene.web.udp(family);
+            scene.web.actor.close(probe);
+            // With an answer and without one: a flow of both directions, and of one.
+            for answers in [true, false] {
+                let (sender, _) = scene.web.actor.bind(Kind::Datagram, 0, from).unwrap();
+                for _ in 0..2 {
+                    scene.web.actor.send_to(sender, to, b"there").unwrap();
+                    assert_eq!(scene.db.actor.receive(receiver, 1).unwrap()[0].data, b"there");
+                }
+                if answers {
+                    scene.db.actor.send_to(receiver, from, b"back").unwrap();
+                    assert_eq!(scene.web.actor.receive(sender, 1).unwrap()[0].data, b"back");
+                }
+                scene.web.actor.close(sender);
+                assert_eq!(scene.denials().denied(), 0);
+
+                let (heir, _) = scene.other.actor.bind(Kind::Datagram, 0, from).unwrap();
+                for _ in 0..2 {
+                    scene.other.actor.send_to(heir, to, b"mine").unwrap();
+                }
+                assert_eq!(scene.db.actor.receive_for(receiver, 1, BRIEF), Ok(vec![]));
+                scene.other.actor.close(heir);
+                let mut causes = scene.denials().causes();
+                causes.dedup();
+                assert_eq!(causes, [(Hook::Ingress, Reason::NoRule)]);
+            }
+        }
+    }
+}

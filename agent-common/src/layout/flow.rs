@@ -10,6 +10,8 @@ pub const TICK_SHIFT: u32 = 30;
 /// For so long a socket's own storage may answer in the place of the flow table: 1 to 10 s, by the rate of
 /// the kernel's timer interrupt.
 pub const SOCKET_REMEMBERS_JIFFIES: u32 = 1024;
+/// A SYN that leaves within this time after connect asked for it, about as long as connect takes, is that one.
+pub const SYN_FOLLOWS_JIFFIES: u32 = 4;
 /// At most so many ticks are that, with the slowest timer, which has 100 interrupts in a second.
 pub const SOCKET_REMEMBERS_TICKS: u32 = 10;
 /// Idle ticks after which a flow seen in one direction only is forgotten: 30 s, and what a socket may
@@ -50,7 +52,8 @@ pub struct SockState {
     pub epoch: u32,
     /// Boot second until which it holds; 0 = as long as the epoch.
     pub valid_until: u32,
-    /// When the flow table was last asked about this flow, in jiffies; 0 if it need not be.
+    /// In jiffies: when the flow table was last asked about this flow, or, for TCP, when connect asked for
+    /// it; 0 if a packet did.
     pub seen: u32,
     /// Seal over the verdict.
     pub seal: u64,
@@ -69,12 +72,14 @@ pub struct SockState {
     pub sticky_role: u8,
     /// 0 = nothing about the process above.
     pub maker_known: u8,
+    /// IP protocol of a socket that has had a verdict: TCP or UDP, and what it is does not change.
+    pub proto: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 layout!(SockState, size 88, peer_addr @ 0, peer_port @ 16, local_port @ 18, epoch @ 20, valid_until @ 24, seen @ 28,
     seal @ 32, cgroup @ 40, netns @ 48, pid @ 56, uid @ 60, comm @ 64, sticky_role @ 80, maker_known @ 81,
-    reserved @ 82);
+    proto @ 82, reserved @ 83);
 
 /// Key of `flows`: a flow seen from one end.
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
@@ -112,5 +117,7 @@ pub struct FlowState {
     pub last_seen: u32,
     /// 1 = packets went both ways.
     pub both_ways: u32,
+    /// Cgroup of the other end's socket when it was judged; 0 = the other end is known by its address.
+    pub peer_cgroup: u64,
 }
-layout!(FlowState, size 16, epoch @ 0, valid_until @ 4, last_seen @ 8, both_ways @ 12);
+layout!(FlowState, size 24, epoch @ 0, valid_until @ 4, last_seen @ 8, both_ways @ 12, peer_cgroup @ 16);

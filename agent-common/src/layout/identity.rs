@@ -10,7 +10,7 @@ pub mod flags {
     pub const LABELLED: u8 = 1;
     /// New child cgroups have this identity too (a unit, a container); else they start `unknown`.
     pub const INHERIT: u8 = 2;
-    /// `uid_ident` may narrow it.
+    /// The identity depends on who owns the socket: `uid_ident` may narrow it, or has done so.
     pub const ASK_UID: u8 = 4;
     /// The identity comes from a workload that policy declares, not from a derived name. Only such
     /// an acting task takes part in the check of the acting task.

@@ -87,6 +87,7 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
         slot: who::slot_of(cgroup, || unsafe { bpf_get_socket_uid(skb) }, side),
         peer: Peer::UNKNOWN,
         cgroup,
+        peer_cgroup: 0,
         task: agent_common::id::IdentityId(0),
         epoch,
         ifindex,
@@ -167,6 +168,10 @@ fn tcp_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i3
     };
     // SAFETY: a full socket.
     let sk_state = unsafe { (*sk).state };
+    if case.leaves && sk_state == state::LISTEN {
+        // Only a SYN-ACK leaves a listener, and only in answer to a SYN that its door let in.
+        return Verdict::Allow as i32;
+    }
     case.role = match sk_state {
         state::LISTEN => Role::Callee,
         state::SYN_SENT => Role::Caller,
@@ -222,6 +227,9 @@ fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
 /// Everything but TCP: the state is in the flow table, or in the storage of a connected UDP socket.
 #[inline(always)]
 fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
+    if case.leaves && case.proto == proto::UDP && case.ifindex == LOOPBACK {
+        say_who_sends(skb, case);
+    }
     let mut key = FlowKey {
         owner: case.cgroup,
         local_addr: [0; 16],
@@ -271,7 +279,7 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
         if !case.leaves && matches!(case.role, Role::Callee) {
             mark_called(skb);
         }
-        let recorded = flows::record(&key, case.epoch, decision.valid_until.0);
+        let recorded = flows::record(&key, case.epoch, decision.valid_until.0, case.peer_cgroup);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies
         // that look like new flows.
         let connected = remember_datagram(skb, case, decision.valid_until.0);
@@ -280,6 +288,42 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
         }
     }
     finish(skb, case, decision)
+}
+
+/// Takes from the receiver's end what is known there about another cgroup's socket at this address and port.
+///
+/// A port can change hands. The new owner's socket remembers nothing, so its first datagram comes here, and
+/// ends what its predecessor was allowed before the door could take it along.
+#[inline(never)]
+fn say_who_sends(skb: *mut __sk_buff, case: &Case) {
+    let mut tuple = Tuple::new(&case.local_addr, case.local_port, &case.peer_addr, case.peer_port);
+    let mut receiver = 0;
+    peer::find(skb.cast(), proto::UDP, &mut tuple, |sk| {
+        if let Some(stored) = sockets::stored(sk) {
+            // SAFETY: storage of a referenced socket.
+            unsafe { memory::forget_peer(stored, &case.local_addr, case.local_port) };
+        }
+        receiver = peer::cgroup_by_helper(sk);
+        receiver
+    });
+    if receiver == 0 {
+        return;
+    }
+    let mut key = FlowKey {
+        owner: receiver,
+        local_addr: [0; 16],
+        peer_addr: [0; 16],
+        local_port: case.peer_port,
+        peer_port: case.local_port,
+        proto: proto::UDP,
+        direction: 0,
+        reserved: [0; 2],
+    };
+    sockets::store(&mut key.local_addr, case.peer_addr);
+    sockets::store(&mut key.peer_addr, case.local_addr);
+    flows::forget_unless(&key, case.cgroup);
+    key.direction = 1;
+    flows::forget_unless(&key, case.cgroup);
 }
 
 /// Notes that somebody calls this socket, so that sendmsg does not take its replies for calls.
@@ -334,7 +378,7 @@ fn name_peer(skb: *mut __sk_buff, case: &mut Case) {
 
 /// Who the other end is.
 #[inline(always)]
-fn peer_of(skb: *mut __sk_buff, case: &Case) -> Peer {
+fn peer_of(skb: *mut __sk_buff, case: &mut Case) -> Peer {
     let side = case.epoch & 1;
     if case.ifindex != LOOPBACK {
         return peer::by_address(&case.peer_addr, side);
@@ -348,7 +392,10 @@ fn peer_of(skb: *mut __sk_buff, case: &Case) -> Peer {
     match peer::find(skb.cast(), case.proto, &mut tuple, peer::cgroup_by_helper) {
         // A listener on the caller's port is not the caller.
         Some(found) if found.listens && matches!(case.role, Role::Callee) => Peer::UNKNOWN,
-        Some(found) => peer::by_cgroup(found.cgroup, side),
+        Some(found) => {
+            case.peer_cgroup = found.cgroup;
+            peer::by_cgroup(found.cgroup, side)
+        }
         None => Peer::UNKNOWN,
     }
 }

@@ -20,9 +20,10 @@ use aya_ebpf::{
 use crate::{
     emit,
     judge::Case,
+    memory,
     peer::{self, Peer},
     policy,
-    sockets::{self, Addr, Tuple, pair},
+    sockets::{self, Addr, Tuple, pair, state},
     who,
 };
 
@@ -99,6 +100,7 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         slot: IdentSlot::default(),
         peer: Peer::UNKNOWN,
         cgroup,
+        peer_cgroup: 0,
         task: IdentityId(0),
         epoch,
         ifindex: 0,
@@ -145,7 +147,7 @@ fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64, was_called:
 
     let mut certain = Candidates { address: None, socket: None, unsure: true };
     find_candidates(ctx, case, &mut certain);
-    let verdict = own_verdict(ctx, case, &certain, was_called);
+    let verdict = own_verdict(ctx, case, &certain, was_called, !other_task);
     if verdict == 0 || !other_task {
         return verdict;
     }
@@ -179,13 +181,46 @@ fn decide(case: &Case, decision: &mut Decision) {
 
 /// Decides for the socket's own workload.
 #[inline(always)]
-fn own_verdict(ctx: *mut bpf_sock_addr, case: &mut Case, candidates: &Candidates, was_called: bool) -> i32 {
+fn own_verdict(
+    ctx: *mut bpf_sock_addr,
+    case: &mut Case,
+    candidates: &Candidates,
+    was_called: bool,
+    own_task: bool,
+) -> i32 {
     let mut decision = Decision::deny(Reason::NoRule);
-    if candidates.any_allows(case, &mut decision) || may_answer(ctx, case, was_called) {
+    if candidates.any_allows(case, &mut decision) {
+        // The packet hook would find the same, unless it depends on who owns the socket.
+        if own_task && candidates.is_one() && case.slot.flags & ident_flags::ASK_UID == 0 {
+            remember_call(ctx, case, decision.valid_until.0);
+        }
+        return 1;
+    }
+    if may_answer(ctx, case, was_called) {
         return 1;
     }
     let mode = case.typed_mode();
     finish(ctx, case, &decision, mode)
+}
+
+/// Lets a TCP socket that has no connection yet remember that it may call, so that the SYN, which leaves
+/// next, is not judged a second time.
+#[inline(never)]
+fn remember_call(ctx: *mut bpf_sock_addr, case: &Case, valid_until: u32) {
+    // SAFETY: the context and its socket.
+    let (sk, protocol) = unsafe { ((*ctx).__bindgen_anon_1.sk, (*ctx).protocol) };
+    // SAFETY: as above.
+    if sk.is_null() || protocol != u32::from(proto::TCP) || unsafe { (*sk).state } != state::CLOSE {
+        return;
+    }
+    let Some(stored) = sockets::stored(sk) else {
+        return;
+    };
+    // SAFETY: storage of the caller's socket.
+    unsafe {
+        (*stored).sticky_role = Role::Caller as u8;
+        memory::remember_call(stored, case, valid_until);
+    }
 }
 
 /// Says whether a datagram can be the answer to one that came in: then only the packet hook, which knows
@@ -252,6 +287,12 @@ impl Candidates {
             }
             None => Self { address, socket: None, unsure: false },
         }
+    }
+
+    /// Says whether there is one and no doubt about it.
+    #[inline(always)]
+    const fn is_one(&self) -> bool {
+        !self.unsure && self.address.is_some() != self.socket.is_some()
     }
 
     /// Decides for each; on a refusal `decision` and the case hold the last one, the more certain.

@@ -258,7 +258,7 @@ impl Resolver {
         labels.names.insert(place.identity.name.id.number(), place.identity.name.clone());
         for (&uid, identity) in &place.by_uid {
             let key = UidKey { cgroup: cgroup.id, uid, reserved: 0 };
-            labels.uids.insert(key, slot(identity, ident_flags::LABELLED, place.endpoint));
+            labels.uids.insert(key, slot(identity, ident_flags::LABELLED | ident_flags::ASK_UID, place.endpoint));
             labels.names.insert(identity.name.id.number(), identity.name.clone());
         }
     }
