@@ -41,9 +41,7 @@ pub fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
                 && (!leaves || !calls(sk) || cached::just_asked(stored, flows::jiffies()))
         }
         // The flow table keeps the flows of a socket that is not connected, and must see them.
-        (proto::UDP, 0) => {
-            cached::is_fresh(stored, flows::jiffies()) && knows_datagram(skb, stored, epoch, leaves)
-        }
+        (proto::UDP, 0) => cached::is_fresh(stored, flows::jiffies()) && knows_datagram(skb, stored, epoch, leaves),
         // An inbound datagram reached a connected socket because it matches the socket's peer; an outbound
         // one can carry another address, so it is read.
         (proto::UDP, _) if leaves => knows_datagram(skb, stored, epoch, leaves),

@@ -1,12 +1,18 @@
 //! What a socket remembers is about one flow, and never a way around the judgement of another.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
-use agent_common::{layout::Hook, verdict::Reason};
+use agent_common::{flow::proto, layout::Hook, verdict::Reason};
 use tests::lab::{Actor, Errno, Family, Kind, Place, Scene, Socket, everywhere};
 
 /// Long enough for every answer that comes.
 const LONG: Duration = Duration::from_secs(5);
+/// As long as a jiffy can be, many times.
+const MANY_JIFFIES: Duration = Duration::from_millis(100);
+/// Of tcp(7).
+const TCP_FASTOPEN: i32 = 23;
+/// See [`TCP_FASTOPEN`].
+const TCP_FASTOPEN_CONNECT: i32 = 30;
 /// Less than the second after which a SYN is sent again.
 const BRIEF: Duration = Duration::from_millis(200);
 
@@ -131,5 +137,83 @@ fn a_udp_port_that_changes_hands_takes_no_flow_along() {
                 assert_eq!(causes, [(Hook::Ingress, Reason::NoRule)]);
             }
         }
+    }
+}
+
+/// `db` may be called. The door of `other` only looks on, so the exit of `web` is alone.
+fn only_exits(scene: &Scene) {
+    let text = scene.policy(&["web -> db: tcp/any"]);
+    scene.guard().apply(&text.replace("name: other,", "name: other, ingressMode: observe,"));
+}
+
+#[test]
+fn a_socket_that_calls_the_same_address_again_is_judged_again() {
+    for fast_refusal in [true, false] {
+        let Some(scene) = Scene::open(Place::Loopback, fast_refusal) else { return };
+        only_exits(&scene);
+        for family in [Family::V4, Family::V6] {
+            let (listener, to) = scene.db.listen(family);
+            let web = &scene.web.actor;
+            let (socket, _) = web.bind(Kind::Stream, 0, scene.web.at(family, 0)).unwrap();
+            for _ in 0..2 {
+                web.connect(socket, to, LONG).unwrap();
+                let callee = scene.db.actor.accept(listener).unwrap();
+                web.send(socket, b"there").unwrap();
+                assert_eq!(scene.db.actor.receive(callee, 1).unwrap()[0].data, b"there");
+                web.disconnect(socket).unwrap();
+                scene.db.actor.close(callee);
+            }
+            assert_eq!(scene.denials().denied(), 0);
+
+            scene.db.actor.close(listener);
+            let (heir, _) = scene.other.actor.tcp_listen(to).unwrap();
+            assert_eq!(web.connect(socket, to, BRIEF), Err(scene.refused()));
+            assert_eq!(scene.other.actor.accept_now(heir), Err(Errno::AGAIN));
+            let hook = if family == Family::V4 { Hook::Connect4 } else { Hook::Connect6 };
+            assert_eq!(scene.denials().causes(), [(scene.first_hook(hook), Reason::NoRule)]);
+            scene.other.actor.close(heir);
+        }
+    }
+}
+
+#[test]
+fn a_syn_that_does_not_follow_its_connect_at_once_is_judged() {
+    let Some(scene) = Scene::open(Place::Loopback, true) else { return };
+    scene.web.net.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3")).unwrap();
+    only_exits(&scene);
+    for family in [Family::V4, Family::V6] {
+        let tcp = i32::from(proto::TCP);
+        let (listener, to) = scene.db.listen(family);
+        scene.db.actor.set_option(listener, tcp, TCP_FASTOPEN, 8).unwrap();
+        let web = &scene.web.actor;
+        let caller = web.socket(family, Kind::Stream, 0).unwrap();
+        web.send_fast(caller, to, b"cookie", LONG).unwrap();
+        // With the cookie a connect sends nothing until there is a payload.
+        let connect_only = || {
+            let caller = web.socket(family, Kind::Stream, 0).unwrap();
+            web.set_option(caller, tcp, TCP_FASTOPEN_CONNECT, 1).unwrap();
+            web.connect(caller, to, LONG).unwrap();
+            thread::sleep(MANY_JIFFIES);
+            caller
+        };
+        let late = connect_only();
+        web.send_fast(late, to, b"late", LONG).unwrap();
+        for payload in [&b"cookie"[..], b"late"] {
+            let callee = scene.db.actor.accept(listener).unwrap();
+            assert_eq!(scene.db.actor.receive(callee, 1).unwrap()[0].data, payload);
+            // A reset: nothing keeps the port.
+            web.disconnect(if payload == b"late" { late } else { caller }).unwrap();
+            scene.db.actor.close(callee);
+        }
+        assert_eq!(scene.denials().denied(), 0);
+
+        let late = connect_only();
+        scene.db.actor.close(listener);
+        let (heir, _) = scene.other.actor.tcp_listen(to).unwrap();
+        scene.other.actor.set_option(heir, tcp, TCP_FASTOPEN, 8).unwrap();
+        let _ = web.send_fast(late, to, b"mine", BRIEF);
+        assert_eq!(scene.other.actor.accept_now(heir), Err(Errno::AGAIN));
+        assert_eq!(scene.denials().causes()[0], (Hook::Egress, Reason::NoRule));
+        scene.other.actor.close(heir);
     }
 }
