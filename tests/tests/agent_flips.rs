@@ -40,7 +40,7 @@ spec:
 }
 
 fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
-    let flips = repetitions(100, 1_000);
+    let flips = repetitions(100, 5_000);
     let options = AgentOptions { fast_refusal, ..AgentOptions::default() };
     let Some(scene) = Scene::open_by(|lab| named(lab, "alpha", "alpha"), &options) else { return };
     let (receiver, to) = scene.db.udp_bind(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();

@@ -139,17 +139,20 @@ fn add(subjects: &[Subject<'_>], report: &mut Report) {
                     }
                     .note(note),
                 );
-                let smallest = *smallest.get_or_insert(spread.median);
-                if spread.median != smallest {
-                    let ratio = Spread::exactly(spread.median / smallest);
-                    report.add(
-                        Row::new(format!("{name}, {direction}, {size} to {} edges", SIZES[0].1), ratio, "x")
-                            .target(SAME),
-                    );
-                }
+                same_as_smallest(&mut smallest, spread, &format!("{name}, {direction}"), size, report);
             }
         }
     }
+}
+
+/// Adds what a size costs against the smallest, which is the first.
+fn same_as_smallest(smallest: &mut Option<f64>, spread: Spread, what: &str, size: &str, report: &mut Report) {
+    let Some(smallest) = *smallest else {
+        *smallest = Some(spread.median);
+        return;
+    };
+    let ratio = Spread::exactly(spread.median / smallest);
+    report.add(Row::new(format!("{what}, {size} to {} edges", SIZES[0].1), ratio, "x").target(SAME));
 }
 
 /// What is promised for a first packet, with warm caches.
@@ -192,10 +195,12 @@ fn test_runs(places: &Places, guarded: &mut [Side<'_>], effort: Effort, report: 
         }
     }
     for (what, pick) in [("allowed", 0), ("denied", 1)] {
+        let mut smallest = None;
         for ((_, size), times) in SIZES.iter().zip(&times) {
             let times = if pick == 0 { &times.0 } else { &times.1 };
             let spread = Spread::of(times.iter().copied());
             report.add(Row::new(format!("test run of a SYN, {what}, {size} edges"), spread, "ns").target(FIRST));
+            same_as_smallest(&mut smallest, spread, &format!("test run of a SYN, {what}"), size, report);
         }
     }
     Ok(())
