@@ -21,6 +21,14 @@ pub const fn halves(word: u64) -> (u32, u32) {
     if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
 }
 
+/// Takes over 16 bytes in network order.
+#[inline(always)]
+#[must_use]
+pub const fn of_octets(octets: [u8; 16]) -> Addr {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
+}
+
 /// The third word of a mapped address as it lies in memory: 0x0000ffff in network order.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
@@ -49,6 +57,7 @@ mod tests {
         let [first, second] = mapped(loopback);
         let bytes = [first.to_ne_bytes(), second.to_ne_bytes()].concat();
         assert_eq!(bytes, std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets());
+        assert_eq!(of_octets(std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets()), [first, second]);
         assert_eq!(v4(&[first, second]), Some(loopback));
         assert_eq!(v4(&[1, second]), None);
         assert_eq!(halves(pair(1, 2)), (1, 2));

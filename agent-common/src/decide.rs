@@ -36,7 +36,8 @@ impl Clock for BootSeconds {
 /// 4. Otherwise deny: default.
 ///
 /// Rules have no order; within a level the lowest rule number is named. No rule matches an end that
-/// is `unknown`. Source: policy.md, "The decision" and "Look-up". Built-ins are taken by the caller.
+/// is `unknown`. Source: policy.md, "The decision" and "Look-up". Built-ins are taken by the caller: `self`
+/// before, [`crate::builtin`] after.
 /// Cost: at most four look-ups, whatever the size of the policy.
 #[inline(always)]
 pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decision {

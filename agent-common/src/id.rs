@@ -53,7 +53,7 @@ impl RuleNumber {
     pub const BUILTIN_REPLIES: Self = Self(0xffff_ff02);
     /// Built-in `icmp-errors`: the kernel's own errors and resets, neighbour discovery, MLD.
     pub const BUILTIN_ICMP_ERRORS: Self = Self(0xffff_ff03);
-    /// Built-in `dns`: any workload to the resolvers of the node.
+    /// Built-in `dns`: any workload to the resolvers of the node ([`crate::builtin`]).
     pub const BUILTIN_DNS: Self = Self(0xffff_ff04);
     /// Numbers from here on are built-ins.
     pub const FIRST_BUILTIN: u32 = 0xffff_ff00;

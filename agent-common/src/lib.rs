@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+pub mod builtin;
 pub mod cached;
 pub mod decide;
 pub mod flow;

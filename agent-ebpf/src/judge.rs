@@ -1,6 +1,7 @@
 //! A case: one attempt with both ends named, and the judgement on it.
 
 use agent_common::{
+    builtin,
     flow::{Direction, Flow, icmp_port, proto},
     id::{IdentityId, RuleNumber},
     layout::{IdentSlot, KnownBy, Role},
@@ -152,7 +153,20 @@ impl Case {
         Flow { from, to, proto: protocol, port: self.target_port(), direction }
     }
 
-    /// Decides: first the built-in `self`, then policy.
+    /// Says whether both ends are right for the built-in `dns`: the address that is asked, the other end's at an
+    /// exit and this end's at a door, is a resolver's.
+    #[inline(always)]
+    fn asks_resolver(&self) -> bool {
+        match self.role {
+            Role::Callee => {
+                builtin::counts(Direction::Ingress, matches!(self.peer.known_by, KnownBy::Socket))
+                    && policy::is_resolver(&self.local_addr, self.epoch)
+            }
+            Role::Caller | Role::Unknown => policy::is_resolver(&self.peer_addr, self.epoch),
+        }
+    }
+
+    /// Decides: first the built-in `self`, then policy, then the built-in `dns`.
     #[inline(always)]
     pub fn decide(&self, out: &mut Decision) {
         let same = self.slot.id.0 == self.peer.id.0 && !self.slot.id.is_unknown();
@@ -160,7 +174,10 @@ impl Case {
             *out = Decision::builtin(RuleNumber::BUILTIN_SELF);
             return;
         }
-        policy::decide_counted(&self.flow(), self.epoch, out);
+        let may_be_dns = policy::decide_counted(&self.flow(), self.epoch, out);
+        if may_be_dns && self.asks_resolver() {
+            *out = Decision::builtin(RuleNumber::BUILTIN_DNS);
+        }
     }
 
     /// The mode as a type.

@@ -1,6 +1,8 @@
 //! The compiled policy as the pinned maps hold it.
 
 use agent_common::{
+    addr::Addr,
+    builtin,
     decide::{Clock, PolicyMap, decide},
     flow::{Direction, Flow},
     id::{BootSeconds, IdentityId, RuleNumber},
@@ -62,9 +64,10 @@ pub fn settings(side: u32) -> Option<&'static Settings> {
     SETTINGS.get(side)
 }
 
-/// Decides a flow under one epoch and counts the hit of the rule.
+/// Decides a flow under one epoch and counts the hit of the rule. Says whether the built-in `dns` may allow
+/// it all the same.
 #[inline(always)]
-pub fn decide_counted(flow: &Flow, epoch: u32, out: &mut Decision) {
+pub fn decide_counted(flow: &Flow, epoch: u32, out: &mut Decision) -> bool {
     let question = Question {
         from: flow.from.0,
         to: flow.to.0,
@@ -73,13 +76,14 @@ pub fn decide_counted(flow: &Flow, epoch: u32, out: &mut Decision) {
         direction: flow.direction as u16,
     };
     let mut answer = Answer::default();
-    ew_decide(&raw const question, &raw mut answer, epoch);
+    let may_be_dns = ew_decide(&raw const question, &raw mut answer, epoch);
     *out = Decision {
         allow: answer.allow != 0,
         reason: Reason::from_u8(answer.reason as u8).unwrap_or(Reason::Internal),
         rule: RuleNumber(answer.rule),
         valid_until: BootSeconds(answer.valid_until),
     };
+    may_be_dns != 0
 }
 
 /// A flow in integers: what crosses the border of a function that the verifier checks by itself.
@@ -135,5 +139,18 @@ pub extern "C" fn ew_decide(question: *const Question, answer: *mut Answer, epoc
     answer.reason = decision.reason as u32;
     answer.rule = decision.rule.0;
     answer.valid_until = decision.valid_until.0;
-    0
+    u32::from(builtin::may_be_dns(&decision, &flow))
+}
+
+/// Says whether an address is one of a resolver of this node.
+#[inline(always)]
+pub fn is_resolver(addr: &Addr, epoch: u32) -> bool {
+    ew_is_resolver(addr[0], addr[1], epoch) != 0
+}
+
+/// Global and by value: checked once, and nothing of it is on the stack of a caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_is_resolver(first: u64, second: u64, epoch: u32) -> u32 {
+    settings(epoch & 1).map_or(0, |settings| u32::from(builtin::is_resolver(&[first, second], &settings.resolvers)))
 }

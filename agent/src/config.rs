@@ -7,6 +7,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::policy::resolvers::Resolvers;
+
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/eastwall/agent.yaml";
 
@@ -34,6 +36,12 @@ pub struct Config {
     pub events_file: PathBuf,
     /// Whether connect and sendmsg refuse early; the packet hooks judge in either case.
     pub fast_refusal: bool,
+    /// Whether the built-in `dns` is on: every workload may ask the resolvers, udp and tcp 53.
+    pub dns: bool,
+    /// The resolvers; else those of `resolv_conf`.
+    pub dns_resolvers: Option<Resolvers>,
+    /// The host's list of resolvers, in the form of resolv.conf(5).
+    pub resolv_conf: PathBuf,
     /// Whether the kernel programs say what they do, in the agent's log; for whoever works on them.
     pub kernel_log: bool,
     /// Group that may read from the control socket.
@@ -79,6 +87,9 @@ impl Default for Config {
             state_directory: "/var/lib/eastwall".into(),
             events_file: "/var/log/eastwall/events.ndjson".into(),
             fast_refusal: true,
+            dns: true,
+            dns_resolvers: None,
+            resolv_conf: "/etc/resolv.conf".into(),
             kernel_log: false,
             group: "eastwall".to_owned(),
             event_burst: 100,
@@ -200,6 +211,32 @@ mod tests {
         assert!(Config::read(file.path(), true).unwrap_err().to_string().contains("`scope` must be"));
         fs::write(file.path(), "fastRefusal: false\n").unwrap();
         assert!(!Config::read(file.path(), true).unwrap().fast_refusal);
+    }
+
+    #[test]
+    fn resolvers_are_addresses_and_an_error_names_the_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |text: &str| {
+            fs::write(file.path(), text).unwrap();
+            Config::read(file.path(), true)
+        };
+        let config = read("dns: true\ndnsResolvers: [127.0.0.53, \"fd00::53\"]\n").unwrap();
+        assert_eq!(config.dns_resolvers.unwrap().to_string(), "127.0.0.53, fd00::53");
+        let many = format!(
+            "host: h\ndnsResolvers: [{}]\n",
+            ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|a| [a; 3].join(", ")).join(", ")
+        );
+        assert_eq!(read(&many).unwrap().dns_resolvers.unwrap().addresses().len(), 3, "none twice");
+        let nine: Vec<String> = (1..=9).map(|n| format!("10.0.0.{n}")).collect();
+        for (wrong, why) in [
+            ("[10.0.0.x]", "invalid IP address syntax"),
+            ("[0.0.0.0]", "`0.0.0.0` is no address of a resolver"),
+            ("[]", "an empty list names no resolver"),
+            (&format!("[{}]", nine.join(", ")), "9 resolvers, and 8 are the most"),
+        ] {
+            let error = read(&format!("host: h\ndnsResolvers: {wrong}\n")).unwrap_err().to_string();
+            assert!(error.contains(":2:") && error.contains(why), "{wrong}: {error}");
+        }
     }
 
     #[test]

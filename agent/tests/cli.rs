@@ -178,6 +178,7 @@ allow   web       payments  grpc   window  2036-01-01T00:00:00Z  shop.yaml:13
     let edges = shop.run(&["policy", "show", "--effective", "--no-headers", "shop.yaml"]).out;
     assert!(edges.starts_with("checkout  payments  tcp/8443"), "{edges}");
     assert!(edges.contains("builtin:self"), "{edges}");
+    assert!(edges.contains("any workload to the resolvers of its node, udp and tcp 53"), "{edges}");
     let document = json(&shop.run(&["policy", "show", "--effective", "shop.yaml", "-o", "json"]));
     assert_eq!(document["edges"][1]["expires"], "2036-01-01T00:00:00Z");
     let lines = shop.run(&["policy", "show", "shop.yaml", "-o", "jsonl"]).out;

@@ -2,16 +2,16 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::{addr::Addr, builtin::RESOLVERS_MAX};
+
 /// Value of `settings`, by side: flips with the policy.
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
 #[repr(C)]
 pub struct Settings {
     /// [`crate::verdict::Mode`] of local sockets without a label.
     pub unknown_mode: u8,
-    /// 1 = the built-in `dns` is on.
-    pub builtin_dns: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 3],
     /// First rule number of this side in `rule_stats`.
     pub stats_base: u32,
     /// Number of rules.
@@ -22,9 +22,11 @@ pub struct Settings {
     pub event_per_second: u32,
     /// Flow table entries one cgroup may hold.
     pub flow_quota: u32,
+    /// Whom the built-in `dns` lets every workload ask; unused entries are zero, and all of them if it is off.
+    pub resolvers: [Addr; RESOLVERS_MAX],
 }
-layout!(Settings, size 24, unknown_mode @ 0, builtin_dns @ 1, reserved @ 2, stats_base @ 4, rules @ 8,
-    event_burst @ 12, event_per_second @ 16, flow_quota @ 20);
+layout!(Settings, size 152, unknown_mode @ 0, reserved @ 1, stats_base @ 4, rules @ 8, event_burst @ 12,
+    event_per_second @ 16, flow_quota @ 20, resolvers @ 24);
 
 /// Index in `deny_counts`. Every path of a denial adds to `Denied` and to exactly one of `Emitted`,
 /// `Repeated`, `Folded`, `Ring`.

@@ -88,7 +88,7 @@ impl Core {
         let candidate = Candidate::read(files, self.config.trust_domain.as_deref())?;
         candidate.test(clock::unix_seconds())?;
         // Compiled and resolved before the directory is touched, so that a refusal leaves it as it is.
-        let state = candidate.compile(&self.overrides.rules(), clock::boot_to_unix())?;
+        let state = candidate.compile(&self.overrides.rules(), clock::boot_to_unix(), &self.state.resolvers)?;
         let labels = self.roster.labels(&candidate.resolver(&self.host)?);
         self.datapath.check_capacity(&state, &identities(&labels))?;
         let files = self.store.install(&self.config, &candidate.files)?;
@@ -155,6 +155,7 @@ impl Core {
             applied_seconds_ago: now.saturating_sub(self.applied_ns) / 1_000_000_000,
             modes: policy.workloads.values().map(|w| (w.name.clone(), modes(w.ingress_mode, w.egress_mode))).collect(),
             unknown_mode: self.state.unknown_mode.unwrap_or(Mode::Observe).name().to_owned(),
+            resolvers: self.state.resolvers.addresses().to_vec(),
             labelled: self.labels.cgroups.values().filter(|s| s.flags & ident_flags::LABELLED != 0).count(),
             ambiguous: self.labels.ambiguous.len(),
             overrides: self.overrides.rows().len(),

@@ -33,7 +33,7 @@ use crate::{
         windows::FoldedRow,
     },
     identity::resolver::{Labels, Resolver},
-    policy::map_state::MapState,
+    policy::{map_state::MapState, resolvers::Resolvers},
 };
 
 /// How often windows end, counters are read and the directory is looked at.
@@ -70,6 +70,8 @@ pub struct Core {
     pub(super) history: History,
     /// Cgroups that the kernel told of and that could not be found yet, with the number of looks.
     pub(super) unresolved: BTreeMap<u64, u32>,
+    /// The resolvers of the last tick, if they are not those in force.
+    pub(super) resolvers_seen: Option<Resolvers>,
 }
 
 /// What other threads may look at.
@@ -285,6 +287,7 @@ impl Core {
                 self.problems.insert("clock", format!("set the ends of rules right after a step: {e:#}"));
             }
         }
+        self.follow_resolvers();
         if self.store.directory_changed(&self.config) {
             // The refusal is a problem of `status` and an event already.
             if let Err(e) = self.reload() {

@@ -21,6 +21,7 @@ use crate::{
         load::load_in,
         map_state::MapState,
         model::{Action, Party, Policy, PortRange, PortSpec, Rule},
+        resolvers::Resolvers,
     },
 };
 
@@ -62,25 +63,25 @@ impl Candidate {
         Ok(Self { policy: Arc::new(loaded.policy), warnings, files })
     }
 
-    /// Compiles them with the overrides in force, for the boot clock.
+    /// Compiles them with the overrides in force and the resolvers of this node, for the boot clock.
     ///
     /// # Errors
     ///
     /// [`Refusal::Invalid`].
-    pub fn compile(&self, overrides: &[Rule], boot_to_unix: i64) -> Result<MapState, Refusal> {
+    pub fn compile(&self, overrides: &[Rule], boot_to_unix: i64, resolvers: &Resolvers) -> Result<MapState, Refusal> {
         let borrowed: Vec<(&str, &str)> = self.files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
-        compile(&self.policy, &CompileInput { boot_to_unix, overrides })
+        compile(&self.policy, &CompileInput { boot_to_unix, overrides, resolvers: Some(resolvers) })
             .map_err(|f| Refusal::Invalid(text(&f, &borrowed)))
     }
 
-    /// Runs the tests in the documents. Overrides are left out.
+    /// Runs the tests in the documents. Overrides and built-ins are left out.
     ///
     /// # Errors
     ///
     /// [`Refusal::Tests`] with those that failed.
     pub fn test(&self, now_unix: i64) -> Result<usize, Refusal> {
         use crate::policy::assertions;
-        let map = self.compile(&[], 0)?;
+        let map = self.compile(&[], 0, &Resolvers::default())?;
         let asked = Asked { policy: &self.policy, map: &map, overrides: &[], now: unix_moment(now_unix) };
         let outcomes = assertions::run(&self.policy, &map, now_unix);
         let failed: Vec<String> = outcomes

@@ -8,6 +8,7 @@ mod in_force;
 pub mod inbox;
 mod overrides;
 mod recent;
+mod resolvers;
 mod roster;
 mod store;
 mod swap;
@@ -37,6 +38,7 @@ use crate::{
         record::Phase,
         snapshot::Snapshots,
     },
+    policy::resolvers::Resolvers,
     sinks::{self, FileSink, SinkConfig, Target},
     sources::{cgroup::Hierarchy, trust},
 };
@@ -104,7 +106,8 @@ pub fn run(config: Config) -> Result<()> {
     let now = clock::now().boot_ns;
     // What is compared with the first policy of this agent: the last one of the agent before.
     let before = if adopted { store.last_complete(&config).ok().flatten() } else { None };
-    let before = before.and_then(|before| before.compile(&overrides.rules(), clock::boot_to_unix()).ok());
+    let before =
+        before.and_then(|before| before.compile(&overrides.rules(), clock::boot_to_unix(), &Resolvers::default()).ok());
     let mut core = Core {
         roster: Roster::new(hierarchy, config.scope.clone()),
         host,
@@ -128,6 +131,7 @@ pub fn run(config: Config) -> Result<()> {
         wall_offset: 0,
         history: Default::default(),
         unresolved: Default::default(),
+        resolvers_seen: None,
         config,
     };
     let problem = core.start(candidate)?.or(problem);

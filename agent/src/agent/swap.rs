@@ -92,7 +92,7 @@ impl Core {
     pub(super) fn swap(&mut self, candidate: Candidate, overrides: &[Rule]) -> Result<Applied> {
         let started = clock::now().boot_ns;
         let offset = clock::boot_to_unix();
-        let state = Arc::new(candidate.compile(overrides, offset)?);
+        let state = Arc::new(candidate.compile(overrides, offset, &self.read_resolvers())?);
         let resolver = candidate.resolver(&self.host)?;
         self.roster.walk()?;
         let mut labels = self.roster.labels(&resolver);
@@ -165,6 +165,7 @@ impl Core {
             event_burst: self.config.event_burst,
             event_per_second: self.config.event_per_second,
             flow_quota: self.config.flow_quota,
+            resolvers: state.resolvers.table(),
             ..Settings::default()
         }
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agent_common::{builtin::DNS_PORT, flow::proto};
 use anyhow::anyhow;
 use clap::Args;
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use crate::{
         ask::{self, Asked, unix_moment},
         codes::Code,
         explain::explain,
+        model::Party,
         time,
     },
 };
@@ -115,6 +117,19 @@ fn explain_flow(args: &ExplainArgs, from: &str, to: &str, output: &mut Output) -
     let now = args.at.unwrap_or_else(clock::unix_seconds);
     let asked = Asked { policy: &set.policy, map: &set.map, overrides: &[], now: unix_moment(now) };
     let answers = explain(&asked, &from, &to, &ports);
+    let about_dns = matches!(to, Party::Address(_))
+        && answers.iter().any(|a| {
+            a.rule.is_none()
+                && a.range.lo <= DNS_PORT
+                && a.range.hi >= DNS_PORT
+                && matches!(a.range.proto, 0 | proto::TCP | proto::UDP)
+        });
+    if about_dns && !output.quiet {
+        output.talk(
+            "without an agent it is not known which addresses are resolvers of the node, so the built-in `dns` is left out: \
+             it lets every workload ask one, udp and tcp 53, where no rule matches",
+        );
+    }
     let all_allowed = answers.iter().all(|answer| answer.decision.allow);
     if output.for_people() {
         let text: Vec<String> = answers.iter().map(ToString::to_string).collect();

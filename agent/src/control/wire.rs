@@ -1,6 +1,6 @@
 //! What goes over the control socket: one JSON request on a line, then JSON replies, one on a line.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -191,6 +191,9 @@ pub struct Status {
     pub modes: BTreeMap<String, String>,
     /// Mode of sockets without a label.
     pub unknown_mode: String,
+    /// Whom the built-in `dns` lets every workload ask; nobody if it is off.
+    #[serde(default)]
+    pub resolvers: Vec<IpAddr>,
     /// Cgroups with a label.
     pub labelled: usize,
     /// Endpoints that two workloads claim.

@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use agent_common::{
+    builtin::DNS_PORT,
     decide::decide,
     flow::{Direction, Flow, proto},
     id::{BootSeconds, IdentityId},
@@ -204,21 +205,42 @@ impl<'a> Asked<'a> {
         self.policy.ports_on(&to.name, spec)
     }
 
-    /// Returns the decision for one flow.
+    /// Returns the decision for one flow, without built-ins.
     pub fn decide(&self, from: IdentityId, to: IdentityId, proto: u8, port: u16) -> Decision {
-        // The direction matters for `unknown` alone, and nobody here is unknown.
-        decide(self.map, &Flow { from, to, proto, port, direction: Direction::Egress }, &self.now)
+        self.decide_at(from, to, proto, port, None)
     }
 
-    /// Returns the decisions for all ports of a range, alike neighbours together.
+    fn decide_at(&self, from: IdentityId, to: IdentityId, proto: u8, port: u16, address: Option<IpAddr>) -> Decision {
+        // The direction matters for `unknown`, and nobody here is unknown, and for the built-in `dns` of a door,
+        // where an address is never asked.
+        let flow = Flow { from, to, proto, port, direction: Direction::Egress };
+        match address {
+            Some(address) => self.map.decide_at(&flow, address, true, &self.now),
+            None => decide(self.map, &flow, &self.now),
+        }
+    }
+
+    /// Returns the decisions for all ports of a range, alike neighbours together, without built-ins.
     #[must_use]
     pub fn stretches(&self, from: IdentityId, to: IdentityId, asked: PortRange) -> Vec<Stretch> {
+        self.stretches_at(from, to, asked, None)
+    }
+
+    /// As [`Self::stretches`]; with an `address` that a workload asks, the built-in `dns` is part of the answer.
+    #[must_use]
+    pub fn stretches_at(
+        &self,
+        from: IdentityId,
+        to: IdentityId,
+        asked: PortRange,
+        address: Option<IpAddr>,
+    ) -> Vec<Stretch> {
         let mut stretches: Vec<Stretch> = Vec::new();
         for proto in protocols(asked.proto) {
             let starts = self.starts(from, to, PortRange { proto, ..asked });
             let ends = starts.iter().skip(1).map(|next| next - 1).chain([asked.hi]);
             for (&lo, hi) in starts.iter().zip(ends) {
-                let decision = self.decide(from, to, proto, lo);
+                let decision = self.decide_at(from, to, proto, lo, address);
                 match stretches.last_mut() {
                     Some(last) if last.range.proto == proto && last.decision == decision => last.range.hi = hi,
                     _ => stretches.push(Stretch { range: PortRange { proto, lo, hi }, decision }),
@@ -242,7 +264,8 @@ impl<'a> Asked<'a> {
         let ranges = keys.iter().flat_map(|key| self.map.ranges(key));
         let ranges = ranges.filter(|range| range.proto == 0 || range.proto == asked.proto);
         let bounds = ranges.flat_map(|range| [Some(range.lo), range.hi.checked_add(1)]).flatten();
-        bounds.filter(|port| (asked.lo..=asked.hi).contains(port)).chain([asked.lo]).collect()
+        let dns = [DNS_PORT, DNS_PORT + 1];
+        bounds.chain(dns).filter(|port| (asked.lo..=asked.hi).contains(port)).chain([asked.lo]).collect()
     }
 
     /// Returns the rule behind a decision; none for the default and for built-ins.
@@ -305,8 +328,9 @@ mod tests {
     #[test]
     fn stretches_say_what_every_single_port_would() {
         for seed in 0..40 {
-            let Case { policy, map, overrides, boot_to_unix, samples, .. } = Case::new(seed, 6);
-            assert_eq!(map, compile(&policy, &CompileInput { boot_to_unix, overrides: &overrides }).unwrap());
+            let Case { policy, map, overrides, boot_to_unix, resolvers, samples, .. } = Case::new(seed, 6);
+            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers) };
+            assert_eq!(map, compile(&policy, &input).unwrap());
             for sample in samples.iter().filter(|sample| !sample.flow.from.is_unknown() && !sample.flow.to.is_unknown())
             {
                 let asked = Asked { policy: &policy, map: &map, overrides: &overrides, now: sample.now };

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use agent_common::verdict::{Decision, Mode, Reason, Verdict};
+use agent_common::{
+    id::RuleNumber,
+    verdict::{Decision, Mode, Reason, Verdict},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -59,10 +62,14 @@ pub enum Difference {
 #[must_use]
 pub fn explain<'a>(asked: &Asked<'a>, from: &Party, to: &Party, ports: &PortSpec) -> Vec<Explanation<'a>> {
     let mut explanations = Vec::new();
+    let address = if let Party::Address(address) = to { Some(*address) } else { None };
     for from in asked.singles(from) {
         for to in asked.singles(to) {
             let Some(range) = asked.range(&to, ports) else { continue };
-            for stretch in asked.stretches(from.id, to.id, range) {
+            // The built-in `dns` is for workloads, and knows whom they ask by the address.
+            let workload = mode(asked.policy, &from.name, |workload| workload.egress_mode).is_some();
+            let address = address.filter(|_| workload);
+            for stretch in asked.stretches_at(from.id, to.id, range, address) {
                 explanations.push(one(asked, &from, &to, stretch.range, stretch.decision));
             }
         }
@@ -163,8 +170,13 @@ impl Explanation<'_> {
             "exitMode": exit.map(Mode::name),
             "doorMode": door.map(Mode::name),
             "rule": rule.map(cite),
+            "builtIn": self.is_dns().then_some("dns"),
             "nearest": nearest.as_ref().map(|nearest| json!({"rule": cite(nearest.rule), "differs": nearest.differs.name()})),
         })
+    }
+
+    fn is_dns(&self) -> bool {
+        self.decision.rule == RuleNumber::BUILTIN_DNS
     }
 
     fn side(&self, f: &mut fmt::Formatter<'_>, what: &str, who: &str, mode: Option<Mode>, why: &str) -> fmt::Result {
@@ -207,6 +219,9 @@ impl fmt::Display for Explanation<'_> {
         writeln!(f, "{word}  {} -> {} {range}    {ends}", from.shown, to.shown)?;
         let why = match (rule, decision.reason) {
             (Some(rule), _) => format!("rule {} ({})", rule.id, rule.action.name()),
+            (None, _) if self.is_dns() => {
+                "built-in dns: no rule matches, and every workload may ask a resolver".to_owned()
+            }
             (None, Reason::Expired) => "default: the rule that allowed it has expired".to_owned(),
             (None, _) => format!("default: no allow rule from `{}` to `{}`", from.name, to.name),
         };
@@ -235,6 +250,12 @@ impl fmt::Display for Explanation<'_> {
                 Difference::From => writeln!(f, "        it differs in `from`: `{}`, not `{}`", rule.from, from.name)?,
                 Difference::To => writeln!(f, "        it differs in `to`: `{}`, not `{}`", rule.to, to.name)?,
             }
+        }
+        if self.is_dns() {
+            writeln!(
+                f,
+                "  dns   the address is a resolver of this node; a `deny` rule or a revocation beats the built-in"
+            )?;
         }
         if !decision.allow && self.passes() {
             writeln!(f, "  the packet passes all the same: no end enforces")?;
@@ -329,6 +350,29 @@ spec:
         let shown = shown("ip/10.0.0.1", "payments", "tcp/22", 1_000);
         assert!(shown.contains("DENY  ip/10.0.0.1 (lan) -> payments tcp/22    at the door"), "{shown}");
         assert!(shown.contains("no check: outside any agent") && shown.contains("rule guard (deny)"), "{shown}");
+    }
+
+    #[test]
+    fn the_built_in_is_named_where_a_workload_asks_a_resolver_and_no_rule_matches() {
+        let policy = load(&[("shop.yaml", TEXT)]).unwrap().policy;
+        let resolvers = vec!["10.0.0.53".parse().unwrap()].try_into().unwrap();
+        let map = compile(&policy, &CompileInput { resolvers: Some(&resolvers), ..CompileInput::default() }).unwrap();
+        let asked = Asked { policy: &policy, map: &map, overrides: &[], now: unix_moment(1_000) };
+        let shown = |from: &str, to: Party, ports: &str| -> Vec<String> {
+            let found = explain(&asked, &Party::Name(from.to_owned()), &to, &ports::parse(ports).unwrap());
+            found.iter().map(ToString::to_string).collect()
+        };
+        let resolver = Party::Address("10.0.0.53".parse().unwrap());
+        let found = shown("web", resolver.clone(), "udp/53");
+        assert!(found[0].starts_with("ALLOW  web -> ip/10.0.0.53 (lan) udp/53    at the exit"), "{found:?}");
+        assert!(found[0].contains("built-in dns: no rule matches"), "{found:?}");
+        assert!(!found[0].contains("to open it"), "{found:?}");
+        let ports = shown("web", resolver.clone(), "tcp/50-60");
+        assert_eq!(ports.iter().map(|text| text.starts_with("ALLOW")).collect::<Vec<_>>(), [false, true, false]);
+        // Neither an address nor the world is a workload, and another address no resolver.
+        for (from, to) in [("lan", resolver.clone()), ("world", resolver), ("web", Party::Name("lan".to_owned()))] {
+            assert!(shown(from, to, "udp/53")[0].starts_with("DENY"), "{from}");
+        }
     }
 
     #[test]

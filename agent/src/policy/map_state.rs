@@ -1,13 +1,18 @@
 //! The compiled form in memory: what one side of the maps holds.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use agent_common::{
-    decide::PolicyMap,
+    addr::of_octets,
+    builtin,
+    decide::{Clock, PolicyMap, decide},
+    flow::Flow,
     id::IdentityId,
     layout::{EdgeEntry, EdgeKey, INLINE_RANGES, PrefixKey, Range, SpillEntry},
-    verdict::Mode,
+    verdict::{Decision, Mode},
 };
+
+use super::{ask::octets, resolvers::Resolvers};
 
 /// One side of the maps, in a stable order, so that dumps and differences are stable.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +25,8 @@ pub struct MapState {
     pub prefixes: BTreeMap<PrefixKey, IdentityId>,
     /// Mode of local sockets without a label.
     pub unknown_mode: Option<Mode>,
+    /// Whom the built-in `dns` lets every workload ask; nobody if it is off.
+    pub resolvers: Resolvers,
     /// Rule ids; the number of a rule is its index + 1.
     pub rule_ids: Vec<String>,
     /// Name of every identity and set that occurs: a workload, external, derived name, or the members
@@ -46,6 +53,13 @@ impl MapState {
         let spill = entry.filter(|_| count > INLINE_RANGES).and_then(|entry| self.spill(entry.spill));
         let inline = entry.into_iter().flat_map(|entry| &entry.ranges);
         inline.chain(spill.into_iter().flat_map(|spill| &spill.ranges)).take(count)
+    }
+
+    /// Returns the decision for a flow to the address `asked`, the built-in `dns` included. `caller_is_here`: it
+    /// is known by its socket, which matters at a door.
+    pub fn decide_at(&self, flow: &Flow, asked: IpAddr, caller_is_here: bool, clock: &impl Clock) -> Decision {
+        let decision = decide(self, flow, clock);
+        builtin::with_dns(decision, flow, &of_octets(octets(asked)), caller_is_here, &self.resolvers.table())
     }
 
     /// Returns what an address stands for: the longest prefix that contains it, else `world`.

@@ -22,6 +22,7 @@ pub mod plan;
 pub mod ports;
 #[cfg(any(test, feature = "lab"))]
 pub mod random;
+pub mod resolvers;
 pub mod sample;
 pub mod spec;
 pub mod time;

@@ -18,7 +18,8 @@ use super::{
     load::load,
     map_state::MapState,
     model::{Action, Place, Policy, PortRange, PortSpec, Rule},
-    spec::{Answer, Attempt, End, decide_naively},
+    resolvers::Resolvers,
+    spec::{Answer, Attempt, BUILTIN_DNS, End, decide_naively},
 };
 
 /// Unix seconds around which rules expire and flows are tried.
@@ -134,6 +135,8 @@ pub struct Case {
     pub overrides: Vec<Rule>,
     /// What must be added to the boot clock to get Unix time, in seconds.
     pub boot_to_unix: i64,
+    /// Whom the built-in `dns` lets every workload ask.
+    pub resolvers: Resolvers,
     /// The compiled form.
     pub map: MapState,
     /// Flows with their expected decision.
@@ -153,12 +156,14 @@ impl Case {
         let boot_to_unix = NOON - 5_000 - i64::try_from(random.below(10_000)).unwrap_or_default();
         // Half of the policies have more rules than one edge can hold, and most of those fit all the same.
         let budget = if random.one_in(2) { RANGES_PER_EDGE_MAX } else { 60 };
+        let resolvers = resolvers(&mut random);
         let (text, policy, overrides, map) = loop {
             let text = policy_text(&mut random, budget);
             let policy = load(&[("random.yaml", &text)]).map(|loaded| loaded.policy);
             let policy = policy.unwrap_or_else(|findings| panic!("seed {seed}: {findings:#?}\n{text}"));
             let overrides = overrides(&mut random);
-            match compile(&policy, &CompileInput { boot_to_unix, overrides: &overrides }) {
+            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers) };
+            match compile(&policy, &input) {
                 Ok(map) => break (text, policy, overrides, map),
                 Err(findings) => {
                     let only_limits = findings.iter().all(|finding| finding.code == super::finding::Code::E15);
@@ -166,7 +171,7 @@ impl Case {
                 }
             }
         };
-        let mut case = Self { seed, text, policy, overrides, boot_to_unix, map, samples: Vec::new() };
+        let mut case = Self { seed, text, policy, overrides, boot_to_unix, resolvers, map, samples: Vec::new() };
         case.samples = (0..samples).map(|_| case.sample(&mut random)).collect();
         case
     }
@@ -175,7 +180,7 @@ impl Case {
         let attempt = self.attempt(random);
         let flow = flow(&self.policy, &self.map, &attempt);
         let boot = u32::try_from(attempt.now - self.boot_to_unix).unwrap_or(1);
-        let answer = decide_naively(&self.policy, &self.overrides, &attempt);
+        let answer = decide_naively(&self.policy, &self.overrides, self.resolvers.addresses(), &attempt);
         Sample { flow, now: BootSeconds(boot), expected: self.decision(&answer), attempt }
     }
 
@@ -198,7 +203,27 @@ impl Case {
         let end = near.and_then(|rule| rule.expires).unwrap_or(NOON);
         let now = end + [-1, 0, 1, -500, 500, 3_000][random.below(6)];
         let direction = *random.pick(&[Direction::Egress, Direction::Ingress]);
-        Attempt { from, to, proto, port, direction, now: now.max(self.boot_to_unix + 1) }
+        let here = !matches!(from, End::Address(_));
+        let now = now.max(self.boot_to_unix + 1);
+        let mut attempt = Attempt { from, to, proto, port, direction, asked: None, here, now };
+        if random.one_in(10) {
+            self.ask_resolver(random, &mut attempt);
+        }
+        if let End::Address(address) = attempt.to {
+            attempt.asked = Some(address);
+        }
+        attempt
+    }
+
+    /// Makes a flow to a resolver of it, or nearly.
+    fn ask_resolver(&self, random: &mut Random, attempt: &mut Attempt) {
+        let Some(&resolver) = self.resolvers.addresses().get(random.below(3)) else { return };
+        attempt.asked = Some(if random.one_in(8) { address(random) } else { resolver });
+        attempt.port = *random.pick(&[53, 53, 53, 53, 54]);
+        attempt.proto = *random.pick(&[proto::TCP, proto::UDP, proto::UDP, proto::UDP, proto::UDPLITE]);
+        if attempt.direction == Direction::Egress && !random.one_in(4) {
+            attempt.to = End::Address(resolver);
+        }
     }
 
     /// Returns an end that carries `name`, or another one now and then.
@@ -239,6 +264,9 @@ impl Case {
 
     fn decision(&self, answer: &Answer) -> Decision {
         let Answer { allow, reason, rule, expires } = answer;
+        if rule.as_deref() == Some(BUILTIN_DNS) {
+            return Decision::builtin(RuleNumber::BUILTIN_DNS);
+        }
         let number = rule.as_ref().and_then(|id| self.map.rule_ids.iter().position(|other| other == id));
         let number = number.and_then(|index| u32::try_from(index + 1).ok()).unwrap_or(0);
         let until = expires.map_or(0, |unix| u32::try_from(unix - self.boot_to_unix).unwrap_or(1));
@@ -254,7 +282,7 @@ pub fn flow(policy: &Policy, map: &MapState, attempt: &Attempt) -> Flow {
         End::Named(name) => policy.identity_of(name).unwrap_or(IdentityId::UNKNOWN),
         End::Address(address) => map.peer_of(&octets(*address)),
     };
-    let Attempt { from, to, proto, port, direction, now: _ } = attempt;
+    let Attempt { from, to, proto, port, direction, asked: _, here: _, now: _ } = attempt;
     Flow { from: id(from), to: id(to), proto: *proto, port: *port, direction: *direction }
 }
 
@@ -267,6 +295,13 @@ fn address(random: &mut Random) -> IpAddr {
             text.parse().unwrap_or_else(|_| panic!("`{text}` is an address"))
         }
     }
+}
+
+/// None, or up to three.
+fn resolvers(random: &mut Random) -> Resolvers {
+    let addresses: Vec<IpAddr> = (0..random.below(4)).map(|_| address(random)).collect();
+    // What cannot be one leaves the case without any, as an empty list does.
+    Resolvers::try_from(addresses).unwrap_or_default()
 }
 
 fn any_proto(random: &mut Random) -> u8 {

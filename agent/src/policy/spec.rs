@@ -36,6 +36,10 @@ pub struct Attempt {
     pub port: u16,
     /// Which end asks.
     pub direction: Direction,
+    /// Address that is asked, at whichever end, where one is known.
+    pub asked: Option<IpAddr>,
+    /// The caller is a socket on this host.
+    pub here: bool,
     /// Unix seconds.
     pub now: i64,
 }
@@ -47,7 +51,7 @@ pub struct Answer {
     pub allow: bool,
     /// Why not.
     pub reason: Reason,
-    /// The id of the rule that decided; none for the default.
+    /// The id of the rule that decided, or [`BUILTIN_DNS`]; none for the default.
     pub rule: Option<String>,
     /// When that rule ends, in Unix seconds.
     pub expires: Option<i64>,
@@ -55,7 +59,7 @@ pub struct Answer {
 
 /// Returns the decision by looking at every rule.
 #[must_use]
-pub fn decide_naively(policy: &Policy, overrides: &[Rule], attempt: &Attempt) -> Answer {
+pub fn decide_naively(policy: &Policy, overrides: &[Rule], resolvers: &[IpAddr], attempt: &Attempt) -> Answer {
     // "`unknown` carries no name at all, so no rule matches it."
     let (from, to) = match (names_of(policy, &attempt.from), names_of(policy, &attempt.to)) {
         (Some(from), Some(to)) => (from, to),
@@ -80,6 +84,13 @@ pub fn decide_naively(policy: &Policy, overrides: &[Rule], attempt: &Attempt) ->
             return Answer { allow, reason, rule: Some(rule.id.clone()), expires: rule.expires };
         }
     }
+    // "ALLOW by b if the built-in `dns` matches": a workload, which at a door is known by its socket alone, asks a
+    // resolver of the node at udp or tcp 53.
+    let by_workload = attempt.direction == Direction::Egress || attempt.here;
+    let asks_resolver = attempt.asked.is_some_and(|asked| resolvers.iter().any(|r| unmapped(*r) == unmapped(asked)));
+    if by_workload && asks_resolver && attempt.port == 53 && (attempt.proto == 17 || attempt.proto == 6) {
+        return Answer { allow: true, reason: Reason::Allowed, rule: Some(BUILTIN_DNS.to_owned()), expires: None };
+    }
     // "default" says which of two things happened: nobody ever allowed it, or the permission ran out.
     let once_allowed = policy
         .rules
@@ -88,6 +99,9 @@ pub fn decide_naively(policy: &Policy, overrides: &[Rule], attempt: &Attempt) ->
         .any(|rule| matches!(rule.action, Action::Allow | Action::OverrideAllow) && matches(rule) && !lives(rule));
     deny(if once_allowed { Reason::Expired } else { Reason::NoRule })
 }
+
+/// What stands in an answer for the built-in; no rule can have this id.
+pub const BUILTIN_DNS: &str = "builtin:dns";
 
 const fn deny(reason: Reason) -> Answer {
     Answer { allow: false, reason, rule: None, expires: None }

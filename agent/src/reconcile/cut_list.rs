@@ -9,7 +9,6 @@ use std::{
 };
 
 use agent_common::{
-    decide::decide,
     flow::{Direction, Flow, proto},
     id::{BootSeconds, IdentityId},
     layout::{IdentSlot, UidKey, ident_flags},
@@ -96,7 +95,7 @@ pub fn cut_list(sockets: &[Open], who: Who<'_>, state: &MapState, now: BootSecon
         if peer == slot.id && is_here {
             continue;
         }
-        let judge = |direction| judge(socket, slot, peer, direction, state, now);
+        let judge = |direction| judge(socket, slot, (peer, is_here), direction, state, now);
         let denied = match socket.proto {
             proto::TCP if listeners.contains(&(proto::TCP, socket.local.port())) => judge(Direction::Ingress),
             proto::TCP => judge(Direction::Egress),
@@ -111,17 +110,17 @@ pub fn cut_list(sockets: &[Open], who: Who<'_>, state: &MapState, now: BootSecon
 fn judge(
     socket: &Open,
     slot: &IdentSlot,
-    peer: IdentityId,
+    (peer, is_here): (IdentityId, bool),
     direction: Direction,
     state: &MapState,
     now: BootSeconds,
 ) -> Option<(Flow, Mode, Decision)> {
-    let (from, to, port, mode) = match direction {
-        Direction::Egress => (slot.id, peer, socket.peer.port(), slot.egress_mode),
-        Direction::Ingress => (peer, slot.id, socket.local.port(), slot.ingress_mode),
+    let (from, to, asked, mode) = match direction {
+        Direction::Egress => (slot.id, peer, socket.peer, slot.egress_mode),
+        Direction::Ingress => (peer, slot.id, socket.local, slot.ingress_mode),
     };
-    let flow = Flow { from, to, proto: socket.proto, port, direction };
-    let decision = decide(state, &flow, &now);
+    let flow = Flow { from, to, proto: socket.proto, port: asked.port(), direction };
+    let decision = state.decide_at(&flow, asked.ip(), is_here, &now);
     let mode = Mode::from_u8(mode);
     (mode.apply(&decision) == Verdict::Deny).then_some((flow, mode, decision))
 }
@@ -188,5 +187,26 @@ mod tests {
         let cgroups = slots(Mode::Audit);
         let who = Who { cgroups: &cgroups, uids: &uids };
         assert_eq!(cut_list(&sockets, who, &allowing(5433), BootSeconds(0)), [], "audit cuts nothing");
+    }
+
+    #[test]
+    fn a_connection_to_a_resolver_is_cut_when_it_is_none_any_more() {
+        let sockets = [
+            open("127.0.0.53:53", "0.0.0.0:0", 8, true),
+            open("127.0.0.1:40000", "127.0.0.53:53", 7, false),
+            open("127.0.0.53:53", "127.0.0.1:40000", 8, false),
+            open("10.0.0.1:40001", "10.0.0.53:53", 7, false),
+        ];
+        let (cgroups, uids) = (slots(Mode::Enforce), BTreeMap::new());
+        let who = Who { cgroups: &cgroups, uids: &uids };
+        let cut = |resolvers: &[&str]| {
+            let resolvers: Vec<IpAddr> = resolvers.iter().map(|address| address.parse().unwrap()).collect();
+            let resolvers = resolvers.try_into().unwrap();
+            let state = MapState { resolvers, ..MapState::default() };
+            cut_list(&sockets, who, &state, BootSeconds(0)).iter().map(|c| c.index).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(&["127.0.0.53", "10.0.0.53"]), [0; 0]);
+        assert_eq!(cut(&["10.0.0.53"]), [1, 2]);
+        assert_eq!(cut(&["127.0.0.53"]), [3]);
     }
 }

@@ -2,4 +2,5 @@
 
 pub mod cgroup;
 pub mod policy_dir;
+pub mod resolv_conf;
 pub mod trust;

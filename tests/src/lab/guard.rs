@@ -19,6 +19,7 @@ use eastwall::{
         load::load,
         map_state::MapState,
         model::Rule,
+        resolvers::Resolvers,
     },
     sources::cgroup::Hierarchy,
 };
@@ -32,7 +33,7 @@ use zerocopy::FromBytes as _;
 use super::{Denials, Lab, Namespace};
 
 /// What can be different from the usual.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GuardOptions {
     /// The connect and sendmsg hooks. Without them only the boundary holds.
     pub fast_refusal: bool,
@@ -44,6 +45,8 @@ pub struct GuardOptions {
     pub event_per_second: u32,
     /// Entries of the flow table that one cgroup may hold.
     pub flow_quota: u32,
+    /// Whom the built-in `dns` lets every workload ask.
+    pub resolvers: Resolvers,
 }
 
 impl Default for GuardOptions {
@@ -54,6 +57,7 @@ impl Default for GuardOptions {
             event_burst: 1 << 30,
             event_per_second: 0,
             flow_quota: 1 << 20,
+            resolvers: Resolvers::default(),
         }
     }
 }
@@ -154,6 +158,11 @@ impl Guard {
         self.mounts.run(|| work(&mut self.datapath))
     }
 
+    /// Sets the resolvers of the built-in `dns`, for policies to come.
+    pub fn resolvers(&mut self, resolvers: Resolvers) {
+        self.options.resolvers = resolvers;
+    }
+
     /// Puts a policy in force, and labels every cgroup of the lab by it. When this returns, no packet
     /// is judged by another one.
     ///
@@ -172,7 +181,7 @@ impl Guard {
     pub fn apply_with(&mut self, text: &str, overrides: &[Rule]) -> Epoch {
         let policy = load(&[("lab.yaml", text)]).map(|loaded| loaded.policy);
         let policy = policy.unwrap_or_else(|findings| panic!("no policy: {findings:#?}\n{text}"));
-        let input = CompileInput { boot_to_unix: boot_to_unix(), overrides };
+        let input = CompileInput { boot_to_unix: boot_to_unix(), overrides, resolvers: Some(&self.options.resolvers) };
         let map = compile(&policy, &input);
         let map = map.unwrap_or_else(|findings| panic!("not compiled: {findings:#?}\n{text}"));
         let resolver = Resolver::new(&policy, "lab").expect("a policy that loads gives labels");
@@ -194,6 +203,7 @@ impl Guard {
             event_burst: self.options.event_burst,
             event_per_second: self.options.event_per_second,
             flow_quota: self.options.flow_quota,
+            resolvers: map.resolvers.table(),
             ..Settings::default()
         };
         let prepared = self.datapath.prepare(map, settings, identities)?;

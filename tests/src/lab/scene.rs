@@ -135,6 +135,7 @@ impl Scene {
                 there
             }
         };
+        let fast_refusal = options.fast_refusal;
         let guard = Guard::load(&lab, options);
         let [a, b] = match place {
             Place::Loopback => [["127.0.0.1", "::1"]; 2],
@@ -146,7 +147,6 @@ impl Scene {
             Party { name, actor: lab.actor(&cgroup, net), cgroup, net: Arc::clone(net), addrs }
         };
         let (web, db, other) = (party("web", &here, a), party("db", &there, b), party("other", &here, a));
-        let fast_refusal = options.fast_refusal;
         let (guard, mode) = (RefCell::new(guard), Cell::new("enforce"));
         let scene = Self { web, db, other, guard, place, mode, fast_refusal, lab };
         scene.allow(&[]);

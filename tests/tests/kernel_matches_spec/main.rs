@@ -20,7 +20,7 @@ use std::{
 };
 
 use agent_common::{
-    decide::decide,
+    flow::Direction,
     id::{BootSeconds, RuleNumber},
     layout::{DenyCounter, DenyKey, IdentSlot, ident_flags, names::program},
     verdict::{Mode, Reason},
@@ -30,7 +30,7 @@ use eastwall::{
     policy::{
         compile::{CompileInput, compile},
         random::{self, Case, Random},
-        spec::decide_naively,
+        spec::{BUILTIN_DNS, decide_naively},
     },
 };
 use runs::{Group, Run, Way};
@@ -138,22 +138,27 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
         Err(_) => u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() & u128::from(u64::MAX)).unwrap(),
     };
     let (mut pairs, mut policies, mut passed, mut reasons) = (0, 0, 0, BTreeMap::<&str, usize>::new());
+    let mut by_dns = BTreeMap::<_, usize>::new();
     let begin = Instant::now();
     while pairs < PAIRS_MIN {
         let case = Case::new(seed.wrapping_add(policies), 0);
         for run in try_case(&mut bench, &case) {
             pairs += 1;
             passed += usize::from(run.passes);
+            *by_dns.entry((run.attempt.direction, run.attempt.here)).or_default() += usize::from(run.by_dns);
             *reasons.entry(run.reason.name()).or_default() += 1;
         }
         policies += 1;
     }
     println!(
-        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}",
+        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}; by dns {by_dns:?}",
         begin.elapsed()
     );
     // The comparison is worth nothing if the packets are all alike.
     assert!(passed > pairs / 10 && passed < pairs * 9 / 10, "{passed} of {pairs} passed");
+    for way in [(Direction::Egress, false), (Direction::Egress, true), (Direction::Ingress, true)] {
+        assert!(by_dns.get(&way).is_some_and(|&n| n > 10), "the built-in is rare: {by_dns:?}");
+    }
     let every = [
         Reason::NoRule,
         Reason::DenyRule,
@@ -177,7 +182,8 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
     let mode = *random.pick(&[Mode::Enforce, Mode::Enforce, Mode::Enforce, Mode::Enforce, Mode::Audit, Mode::Observe]);
     let unix = a_quiet_time(case, &mut random);
     let boot = clock_gettime(ClockId::Boottime).tv_sec;
-    let input = CompileInput { boot_to_unix: unix - boot, overrides: &case.overrides };
+    let resolvers = runs::resolvers(case, &mut random);
+    let input = CompileInput { boot_to_unix: unix - boot, overrides: &case.overrides, resolvers: Some(&resolvers) };
     let mut map = compile(&case.policy, &input).unwrap();
     map.unknown_mode = Some(mode);
     let begin = Instant::now();
@@ -191,11 +197,15 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
         attempt.now = unix;
         let (group, mut run) = runs::run(case, &map, attempt, u32::try_from(n).unwrap(), &mut random);
         if run.reason == Reason::Allowed {
-            let spec = decide_naively(&case.policy, &case.overrides, &run.attempt);
+            let spec = decide_naively(&case.policy, &case.overrides, resolvers.addresses(), &run.attempt);
             let flow = random::flow(&case.policy, &map, &run.attempt);
-            let compiled = decide(&map, &flow, &BootSeconds(u32::try_from(boot).unwrap()));
-            let rule = spec.rule.as_ref().map(|id| map.rule_ids.iter().position(|other| other == id).unwrap() + 1);
-            let rule = RuleNumber(u32::try_from(rule.unwrap_or(0)).unwrap());
+            let now = BootSeconds(u32::try_from(boot).unwrap());
+            let compiled = map.decide_at(&flow, run.attempt.asked.unwrap(), run.attempt.here, &now);
+            let by_dns = spec.rule.as_deref() == Some(BUILTIN_DNS);
+            let rule = spec.rule.as_ref().filter(|_| !by_dns);
+            let rule = rule.map(|id| map.rule_ids.iter().position(|other| other == id).unwrap() + 1);
+            let hit = RuleNumber(u32::try_from(rule.unwrap_or(0)).unwrap());
+            let rule = if by_dns { RuleNumber::BUILTIN_DNS } else { hit };
             assert_eq!(
                 (compiled.allow, compiled.reason, compiled.rule),
                 (spec.allow, spec.reason, rule),
@@ -207,7 +217,9 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
             let is_self = group.way != Way::Address && group.local == group.peer && !group.local.is_unknown();
             if !is_self {
                 run.reason = spec.reason;
-                *books.hits.entry(rule).or_default() += 1;
+                // What no rule matched is a hit of the default, whatever a built-in makes of it.
+                *books.hits.entry(hit).or_default() += 1;
+                run.by_dns = by_dns;
             }
         }
         let binds = mode == Mode::Enforce || run.reason == Reason::OverrideDeny;

@@ -12,6 +12,7 @@ use eastwall::policy::{
     ask::octets,
     map_state::MapState,
     random::{self, Case, Random},
+    resolvers::Resolvers,
     spec::{Attempt, End},
 };
 
@@ -23,6 +24,8 @@ pub const PEER_PORTS: [u16; 28] = [
     1, 2, 6, 7, 8, 52, 53, 54, 79, 80, 81, 82, 84, 86, 88, 89, 90, 91, 92, 93, 8079, 8080, 8081, 9089, 9090, 9091,
     65_534, 65_535,
 ];
+/// Packets, by number, that ask a resolver whose socket is the local one.
+const RESOLVERS_DOORS: [u32; 2] = [100, 500];
 /// Where nobody has a socket.
 const NOBODYS_PORT: u16 = 4_444;
 
@@ -63,12 +66,19 @@ pub struct Run {
     pub reason: Reason,
     /// Whether it goes through.
     pub passes: bool,
+    /// Whether it is the built-in `dns` that allows it.
+    pub by_dns: bool,
     packet: Packet,
 }
 
 /// Turns an attempt into a packet, changing what no packet can say. `n` makes it unique under a policy,
 /// so that no verdict on another one is remembered for it.
 pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &mut Random) -> (Group, Run) {
+    if RESOLVERS_DOORS.contains(&n) {
+        attempt.direction = Direction::Ingress;
+        attempt.proto = *random.pick(&[proto::UDP, proto::UDP, proto::UDP, proto::TCP]);
+        attempt.port = *random.pick(&[53, 53, 53, 54]);
+    }
     let leaves = attempt.direction == Direction::Egress;
     let (way, peer_addr) = place(&mut attempt, random);
     let is_v6 = matches!(peer_addr, IpAddr::V6(_));
@@ -106,6 +116,8 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
         };
         (packet.local_port, packet.peer_port) = if leaves { (other, attempt.port) } else { (attempt.port, other) };
     }
+    attempt.asked = Some(if leaves { packet.peer } else { packet.local });
+    attempt.here = way == Way::Socket;
     let damage = if random.one_in(12) { Damage::any(&packet, random) } else { None };
     let reason = match damage {
         None => Reason::Allowed,
@@ -116,7 +128,16 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     let frame = frames::frame(&packet, damage);
     let flow = random::flow(&case.policy, map, &attempt);
     let (local, peer) = if leaves { (flow.from, flow.to) } else { (flow.to, flow.from) };
-    (Group { local, peer, way, leaves }, Run { attempt, frame, reason, passes: false, packet })
+    (Group { local, peer, way, leaves }, Run { attempt, frame, reason, passes: false, by_dns: false, packet })
+}
+
+/// The resolvers of a case, one on loopback, and two whose own door is asked.
+pub fn resolvers(case: &Case, random: &mut Random) -> Resolvers {
+    let here: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let doors = RESOLVERS_DOORS.iter().flat_map(|&n| [false, true].map(|is_v6| local_addr(is_v6, false, n)));
+    let all: Vec<IpAddr> =
+        case.resolvers.addresses().iter().copied().chain([*random.pick(&here)]).chain(doors).collect();
+    all.try_into().unwrap()
 }
 
 /// Chooses how the other end is known, and its address.

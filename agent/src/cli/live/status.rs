@@ -1,6 +1,6 @@
 //! `eastwall status`.
 
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 use serde_json::to_value;
 
@@ -39,6 +39,7 @@ fn text(s: &Status) -> String {
         "agent      {} on {}, pid {}, up {}; {started}; guards {}\n\
          policy     {}@{} ({}, {}, {})   applied {} ago, epoch {}\n\
          modes      {}   (door/exit; without a label: {})\n\
+         dns        built-in: {}\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
          denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
          last {:<5} {} denials, of them would-deny {}, lost {}\n",
@@ -56,6 +57,7 @@ fn text(s: &Status) -> String {
         s.epoch,
         by_mode.join(", "),
         s.unknown_mode,
+        resolvers(&s.resolvers),
         s.labelled,
         s.ambiguous,
         s.overrides,
@@ -75,6 +77,11 @@ fn text(s: &Status) -> String {
         text.push_str(&format!("problem    {}\n", problem.replace('\n', "\n           ")));
     }
     text
+}
+
+fn resolvers(all: &[IpAddr]) -> String {
+    let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+    if all.is_empty() { "off, or no resolver".to_owned() } else { all.join(", ") }
 }
 
 fn many(n: usize, what: &str) -> String {

@@ -1,6 +1,9 @@
 //! `eastwall policy show`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use agent_common::{id::IdentityId, layout::level};
 use clap::Args;
@@ -10,8 +13,10 @@ use super::set::{self, Set};
 use crate::{
     cli::{
         exit::{CliError, Exit},
+        live,
         output::Output,
     },
+    control::wire::{Reply, Request},
     policy::{
         canonical,
         model::{PortRange, Rule},
@@ -19,12 +24,11 @@ use crate::{
     },
 };
 
-/// What needs no rule. Taken before any rule, so that no rule can deny it; `dns` can be switched off.
-const BUILT_INS: [(&str, &str); 4] = [
+/// What needs no rule. Taken before any rule, so that no rule can deny it.
+const BUILT_INS: [(&str, &str); 3] = [
     ("builtin:self", "an endpoint to itself, at any address"),
     ("builtin:replies", "packets of a flow whose first packet was allowed"),
     ("builtin:icmp-errors", "errors that quote an allowed flow; neighbour discovery"),
-    ("builtin:dns", "any workload to the resolvers of the node, udp and tcp 53"),
 ];
 
 #[derive(Debug, Args)]
@@ -41,19 +45,23 @@ pub(in crate::cli) struct ShowArgs {
 }
 
 pub(super) fn run(args: &ShowArgs, socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
-    let (files, in_force) = match args.paths.as_slice() {
+    let (files, in_force, resolvers) = match args.paths.as_slice() {
         [] => {
             let (files, domain) = set::in_force(socket, output)?;
-            (files, Some(domain))
+            let resolvers = match live::ask(socket, &Request::Status)? {
+                Reply::Status(status) => status.resolvers,
+                other => return Err(live::unexpected(&other)),
+            };
+            (files, Some(domain), Some(resolvers))
         }
-        paths => (set::read(paths)?, None),
+        paths => (set::read(paths)?, None, None),
     };
     let set = match Set::compile(&files, args.trust_domain.as_deref().or(in_force.as_deref())) {
         Ok(set) => set,
         Err(findings) => return set::refuse(&files, &findings, output),
     };
     if args.effective {
-        edges(&set, output)?
+        edges(&set, resolvers.as_deref(), output)?
     } else {
         rules(&set, output)?
     }
@@ -88,7 +96,18 @@ fn rules(set: &Set, output: &mut Output) -> Result<(), CliError> {
     output.machine(document, items)
 }
 
-fn edges(set: &Set, output: &mut Output) -> Result<(), CliError> {
+/// The built-in that rules can beat, and agent.yaml can switch off.
+fn dns(resolvers: Option<&[IpAddr]>) -> (&'static str, String) {
+    let all: Vec<String> = resolvers.unwrap_or_default().iter().map(ToString::to_string).collect();
+    let what = match resolvers {
+        None => "any workload to the resolvers of its node, udp and tcp 53, unless a rule denies it".to_owned(),
+        Some([]) => "off, or the node names no resolver".to_owned(),
+        Some(_) => format!("any workload to {}, udp and tcp 53, unless a rule denies it", all.join(", ")),
+    };
+    ("builtin:dns", what)
+}
+
+fn edges(set: &Set, resolvers: Option<&[IpAddr]>, output: &mut Output) -> Result<(), CliError> {
     let mut items = Vec::new();
     for key in set.map.edges.keys() {
         for range in set.map.ranges(key) {
@@ -105,6 +124,7 @@ fn edges(set: &Set, output: &mut Output) -> Result<(), CliError> {
         }
     }
     items.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
+    let built_ins = BUILT_INS.map(|(name, what)| (name, what.to_owned())).into_iter().chain([dns(resolvers)]);
     if output.for_people() {
         let row = |edge: Edge| {
             let Edge { from, to, ports, action, rule, expires } = edge;
@@ -112,21 +132,14 @@ fn edges(set: &Set, output: &mut Output) -> Result<(), CliError> {
             vec![from, to, ports.to_string(), action.to_owned(), rule, expires]
         };
         let mut rows: Vec<Vec<String>> = items.into_iter().map(row).collect();
-        let built_in = |(name, what): (&str, &str)| {
-            vec![
-                "-".to_owned(),
-                "-".to_owned(),
-                what.to_owned(),
-                "allow".to_owned(),
-                name.to_owned(),
-                "never".to_owned(),
-            ]
+        let built_in = |(name, what): (&str, String)| {
+            vec!["-".to_owned(), "-".to_owned(), what, "allow".to_owned(), name.to_owned(), "never".to_owned()]
         };
-        rows.extend(BUILT_INS.map(built_in));
+        rows.extend(built_ins.map(built_in));
         return output.table(&["FROM", "TO", "PORTS", "ACTION", "RULE", "EXPIRES"], &rows, "the policy opens nothing");
     }
     let items: Vec<Value> = items.into_iter().map(Edge::into_json).collect();
-    let built_ins: Vec<Value> = BUILT_INS.iter().map(|(name, what)| json!({"rule": name, "what": what})).collect();
+    let built_ins: Vec<Value> = built_ins.map(|(name, what)| json!({"rule": name, "what": what})).collect();
     output.machine(json!({"hash": set.policy.hash, "edges": items.clone(), "builtIns": built_ins}), items)
 }
 

@@ -20,6 +20,7 @@ use super::{
     finding::{Code, Finding, Mark},
     map_state::MapState,
     model::{Action, Place, Policy, Rule},
+    resolvers::Resolvers,
 };
 
 /// Most edges that one rule may open. One more is E15: it is a group of groups that nobody meant.
@@ -35,6 +36,8 @@ pub struct CompileInput<'a> {
     pub boot_to_unix: i64,
     /// Rules of `revoke` and `break-glass`.
     pub overrides: &'a [Rule],
+    /// Whom the built-in `dns` lets every workload ask; without them it is off.
+    pub resolvers: Option<&'a Resolvers>,
 }
 
 /// Compiles a policy.
@@ -60,6 +63,7 @@ pub fn compile(policy: &Policy, input: &CompileInput<'_>) -> Result<MapState, Ve
         spill,
         prefixes: cast.prefixes,
         unknown_mode: Some(policy.mode_of_unknown()),
+        resolvers: input.resolvers.cloned().unwrap_or_default(),
         rule_ids: rules.iter().map(|rule| rule.id.clone()).collect(),
         names: cast.names,
     })

@@ -1,6 +1,11 @@
 //! Compiled = specification, and the planted bugs that this comparison must find.
 
-use agent_common::{decide::decide, flow::Flow, id::BootSeconds, verdict::Decision};
+use agent_common::{
+    decide::decide,
+    flow::Flow,
+    id::{BootSeconds, RuleNumber},
+    verdict::Decision,
+};
 
 use super::*;
 use crate::policy::{
@@ -18,12 +23,24 @@ fn cases() -> impl Iterator<Item = Case> {
 }
 
 fn actual(map: &MapState, sample: &Sample) -> Decision {
-    decide(map, &sample.flow, &sample.now)
+    answer(map, sample, &sample.flow)
+}
+
+/// As [`actual`], for another flow; the rest is the sample's.
+fn answer(map: &MapState, sample: &Sample, flow: &Flow) -> Decision {
+    at(map, sample, flow, sample.now)
+}
+
+fn at(map: &MapState, sample: &Sample, flow: &Flow, now: BootSeconds) -> Decision {
+    match sample.attempt.asked {
+        Some(asked) => map.decide_at(flow, asked, sample.attempt.here, &now),
+        None => decide(map, flow, &now),
+    }
 }
 
 #[test]
 fn g85_the_compiled_policy_decides_as_the_specification_does() {
-    let (mut allowed, mut spilled, mut sets, mut expired) = (0, 0, 0, 0);
+    let (mut allowed, mut spilled, mut sets, mut expired, mut dns) = (0, 0, 0, 0, 0);
     for case in cases() {
         for sample in &case.samples {
             let found = actual(&case.map, sample);
@@ -34,6 +51,7 @@ fn g85_the_compiled_policy_decides_as_the_specification_does() {
             );
             allowed += usize::from(found.allow);
             expired += usize::from(found.reason == agent_common::verdict::Reason::Expired);
+            dns += usize::from(found.rule == RuleNumber::BUILTIN_DNS);
             sets += usize::from(sample.flow.from.is_set() || sample.flow.to.is_set());
         }
         spilled += case.map.spill.len();
@@ -41,6 +59,7 @@ fn g85_the_compiled_policy_decides_as_the_specification_does() {
     // The comparison is worth nothing if the cases are all alike.
     let all = usize::try_from(CASES).unwrap() * SAMPLES;
     assert!(allowed > all / 10 && allowed < all * 9 / 10, "{allowed} of {all} allowed");
+    assert!(dns > 200, "{dns} allowed by the built-in");
     assert!(spilled > 1_000 && sets > 1_000 && expired > 500, "{spilled} spilled, {sets} sets, {expired} expired");
 }
 
@@ -66,7 +85,7 @@ fn without_level(case: &Case, level: u8) -> MapState {
 fn with_flow(case: &Case, sample: &Sample, change: impl Fn(&mut Flow)) -> Decision {
     let mut flow = sample.flow;
     change(&mut flow);
-    decide(&case.map, &flow, &sample.now)
+    answer(&case.map, sample, &flow)
 }
 
 const MUTANTS: &[Mutant] = &[
@@ -81,7 +100,7 @@ const MUTANTS: &[Mutant] = &[
     ("expiry a second late", |case, sample| {
         actual(&with_ranges(case, |r| r.expires += u32::from(r.expires != 0)), sample)
     }),
-    ("the clock a second fast", |case, sample| decide(&case.map, &sample.flow, &BootSeconds(sample.now.0 + 1))),
+    ("the clock a second fast", |case, sample| at(&case.map, sample, &sample.flow, BootSeconds(sample.now.0 + 1))),
     ("deny rules ignored", |case, sample| actual(&without_level(case, level::DENY), sample)),
     ("revocations ignored", |case, sample| actual(&without_level(case, level::OVERRIDE_DENY), sample)),
     ("break-glass ignored", |case, sample| actual(&without_level(case, level::OVERRIDE_ALLOW), sample)),
@@ -123,17 +142,30 @@ const MUTANTS: &[Mutant] = &[
     }),
     ("externals taken for the world", |case, sample| {
         let map = MapState { prefixes: BTreeMap::new(), ..case.map.clone() };
-        decide(&map, &random::flow(&case.policy, &map, &sample.attempt), &sample.now)
+        answer(&map, sample, &random::flow(&case.policy, &map, &sample.attempt))
     }),
     ("exceptions of externals ignored", |case, sample| {
         let mut map = case.map.clone();
         map.prefixes.retain(|_, id| *id != IdentityId::WORLD);
-        decide(&map, &random::flow(&case.policy, &map, &sample.attempt), &sample.now)
+        answer(&map, sample, &random::flow(&case.policy, &map, &sample.attempt))
     }),
     ("rule numbers from 0", |case, sample| actual(&with_ranges(case, |r| r.rule -= u32::from(r.rule > 1)), sample)),
     ("the end of the verdict forgotten", |case, sample| Decision {
         valid_until: BootSeconds(0),
         ..actual(&case.map, sample)
+    }),
+    ("resolvers ignored", |case, sample| decide(&case.map, &sample.flow, &sample.now)),
+    ("the first resolver forgotten", |case, sample| {
+        let rest = case.resolvers.addresses().iter().skip(1).copied().collect::<Vec<_>>();
+        actual(&MapState { resolvers: rest.try_into().unwrap_or_default(), ..case.map.clone() }, sample)
+    }),
+    ("resolvers above deny rules", |case, sample| {
+        let open = actual(&MapState { edges: BTreeMap::new(), ..case.map.clone() }, sample);
+        if open.allow { open } else { actual(&case.map, sample) }
+    }),
+    ("resolvers opened to every address", |case, sample| {
+        let asked = sample.attempt.asked.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
+        case.map.decide_at(&sample.flow, asked, true, &sample.now)
     }),
 ];
 
@@ -184,7 +216,7 @@ fn an_override_that_no_longer_fits_is_refused_and_never_dropped() {
         vec![Rule { id: id.to_owned(), from: from.to_owned(), action: Action::OverrideDeny, ..policy.rules[0].clone() }]
     };
     let code = |overrides: Vec<Rule>| {
-        compile(&policy, &CompileInput { boot_to_unix: 0, overrides: &overrides }).unwrap_err()[0].code
+        compile(&policy, &CompileInput { overrides: &overrides, ..CompileInput::default() }).unwrap_err()[0].code
     };
     assert_eq!(code(revoke("ov-1", "gone")), Code::E03);
     assert_eq!(code(revoke("x", "world")), Code::E02);
