@@ -4,7 +4,11 @@ mod packet;
 
 use agent_common::{
     flow::proto,
-    parse::{Packet, ParseError, packet as parse},
+    parse::{
+        Packet, ParseError,
+        frame::{self, Frame, FrameError, ethertype},
+        packet as parse,
+    },
 };
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use packet::{Built, built};
@@ -59,6 +63,12 @@ fn agrees_with_etherparse(bytes: &[u8], ours: &Packet) -> Result<(), TestCaseErr
     Ok(())
 }
 
+/// Reads a frame as a workload's device does.
+fn parse_frame(bytes: &[u8]) -> Result<(Frame, Packet), FrameError> {
+    let mut packet = Packet::default();
+    frame::read(bytes, &mut packet).map(|frame| (frame, packet))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
 
@@ -108,6 +118,36 @@ proptest! {
     fn no_bytes_at_all_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(packet) = parse(bytes.as_slice()) {
             agrees_with_etherparse(&bytes, &packet)?;
+        }
+    }
+
+    #[test]
+    fn a_frame_says_what_its_packet_says(
+        Built { bytes, expected, .. } in built(),
+        addresses in any::<[u8; 12]>(),
+        is_right_type in proptest::bool::weighted(0.9),
+    ) {
+        let is_v6 = bytes[0] >> 4 == 6;
+        let kind = if is_v6 == is_right_type { ethertype::IPV6 } else { ethertype::IPV4 };
+        let whole = [&addresses[..], &kind.to_be_bytes(), &bytes].concat();
+        let found = parse_frame(&whole);
+        let wanted = if is_right_type { expected.ok_or(ParseError::Fragment) } else { Err(ParseError::Version) };
+        prop_assert_eq!(found.map(|(_, packet)| packet), wanted.map_err(FrameError::Packet));
+        // The generated packets have the hop limit of an ordinary one.
+        prop_assert!(!matches!(found, Ok((Frame::Arp | Frame::Neighbour, _))));
+        for length in 0..whole.len().min(PREFIX_MAX) {
+            if let Ok((_, cut)) = parse_frame(&whole[..length]) {
+                prop_assert_eq!(Some(tuple(&cut)), expected.as_ref().map(tuple));
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_at_all_make_the_frame_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        match parse_frame(&bytes) {
+            Ok((Frame::Arp, packet)) => prop_assert_eq!(packet, Packet::default()),
+            Ok((_, packet)) => agrees_with_etherparse(&bytes[frame::HEADER_BYTES..], &packet)?,
+            Err(_) => {}
         }
     }
 }

@@ -1,10 +1,14 @@
-//! The packet parser: whoever sends a packet chooses its bytes.
+//! The parsers of packets and frames: whoever sends one chooses its bytes.
 #![no_main]
 
-use agent_common::parse::{Packet, packet};
+use agent_common::parse::{Packet, frame, packet};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
+    let mut framed = Packet::default();
+    let is_packet = matches!(frame::read(bytes, &mut framed), Ok(frame::Frame::Packet | frame::Frame::Neighbour));
+    // A frame is its packet with a header in front.
+    assert!(!is_packet || packet(&bytes[frame::HEADER_BYTES..]) == Ok(framed));
     let Ok(whole) = packet(bytes) else { return };
     // What was read rests on the bytes that are there: with more behind them it is the same, but for
     // the question whether anything is behind the header.

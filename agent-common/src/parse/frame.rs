@@ -1,0 +1,199 @@
+//! Ethernet frames: what a workload's device carries, past every socket as well.
+//!
+//! IPv4, IPv6 and ARP are read; whatever else is an error, and so is a frame that ends too early. A frame
+//! that is not understood may be any traffic at all, so the caller drops it.
+
+use super::{Packet, ParseError, Source, ip};
+
+/// Bytes of an Ethernet header without a VLAN tag: two addresses, one type.
+pub const HEADER_BYTES: usize = 14;
+
+/// Ethernet II types (IEEE 802 Numbers of IANA).
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+    /// IEEE 802.1Q: a VLAN tag.
+    pub const VLAN: u16 = 0x8100;
+    /// IEEE 802.1ad: the outer of two tags.
+    pub const SERVICE_VLAN: u16 = 0x88a8;
+    /// An older number for the outer of two tags.
+    pub const OLD_QINQ: u16 = 0x9100;
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Frame {
+    /// ARP for IPv4 over Ethernet (RFC 826), with nothing behind it but padding.
+    Arp,
+    /// IPv6 neighbour discovery or multicast listener discovery that has crossed no router, and that no
+    /// router will forward: its hop limit says so.
+    Neighbour,
+    /// Any other packet of IPv4 or IPv6.
+    Packet,
+}
+
+/// Why a frame could not be read. Each is a denial.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FrameError {
+    /// It ends before its Ethernet header, or its ARP message, does.
+    Short,
+    /// It has a VLAN tag.
+    Vlan,
+    /// A type that is none of those read, an IEEE 802.3 length, or an ARP message of another shape.
+    EtherType,
+    /// It says IPv4 or IPv6, and is not to be read as that.
+    Packet(ParseError),
+}
+
+/// Where the packet of a frame begins: the sources of the packet parser count from the IP header.
+struct Behind<'a, S: ?Sized> {
+    frame: &'a S,
+}
+
+impl<S: Source + ?Sized> Source for Behind<'_, S> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
+        self.frame.load(HEADER_BYTES + offset, out)
+    }
+}
+
+/// Reads a frame from its Ethernet header on, into a packet that is all zero and stays so for ARP.
+///
+/// # Errors
+///
+/// See [`FrameError`]; the packet is then partly filled.
+#[inline(always)]
+pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet) -> Result<Frame, FrameError> {
+    let mut kind = [0; 2];
+    if !frame.load(HEADER_BYTES - 2, &mut kind) {
+        return Err(FrameError::Short);
+    }
+    let version = match u16::from_be_bytes(kind) {
+        ethertype::IPV4 => 4,
+        ethertype::IPV6 => 6,
+        ethertype::ARP => return arp(frame),
+        ethertype::VLAN | ethertype::SERVICE_VLAN | ethertype::OLD_QINQ => return Err(FrameError::Vlan),
+        _ => return Err(FrameError::EtherType),
+    };
+    let source = Behind { frame };
+    let mut first = [0; 1];
+    if !source.load(0, &mut first) {
+        return Err(FrameError::Packet(ParseError::Truncated));
+    }
+    // The receiver goes by the type, the parser of packets by the version.
+    if first[0] >> 4 != version {
+        return Err(FrameError::Packet(ParseError::Version));
+    }
+    match ip::read(&source, packet) {
+        Ok(()) if is_neighbour(&source, packet) => Ok(Frame::Neighbour),
+        Ok(()) => Ok(Frame::Packet),
+        Err(error) => Err(FrameError::Packet(error)),
+    }
+}
+
+/// The longest ARP frame: an Ethernet frame is padded to 60 bytes.
+const ARP_FRAME_MAX: usize = 60;
+
+/// RFC 826: hardware Ethernet, protocol IPv4, lengths 6 and 4, a request or a reply.
+#[inline(always)]
+fn arp<S: Source + ?Sized>(frame: &S) -> Result<Frame, FrameError> {
+    let mut head = [0; 8];
+    let mut last = [0; 1];
+    if !frame.load(HEADER_BYTES, &mut head) || !frame.load(HEADER_BYTES + 27, &mut last) {
+        return Err(FrameError::Short);
+    }
+    // What follows the padding would be a message that nobody reads but the one it is meant for.
+    match head {
+        [0, 1, 8, 0, 6, 4, 0, 1 | 2] if !frame.load(ARP_FRAME_MAX, &mut last) => Ok(Frame::Arp),
+        _ => Err(FrameError::EtherType),
+    }
+}
+
+/// RFC 4861, section 6.1.1 and the like: hop limit 255. RFC 2710, section 3, and RFC 3810, section 5: 1.
+#[inline(always)]
+fn is_neighbour<S: Source + ?Sized>(packet: &S, said: &Packet) -> bool {
+    let mut hop_limit = [0; 1];
+    said.v6 != 0
+        && said.is_neighbour_discovery()
+        && packet.load(7, &mut hop_limit)
+        && hop_limit[0] == if matches!(said.icmp[0], 133..=137) { 255 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<Frame, FrameError> {
+        read(bytes, &mut Packet::default())
+    }
+
+    fn frame(kind: u16, behind: &[u8]) -> Vec<u8> {
+        [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2][..], &kind.to_be_bytes(), behind].concat()
+    }
+
+    fn arp_message() -> Vec<u8> {
+        [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[7; 20]].concat()
+    }
+
+    /// An ICMPv6 message in a packet with a hop limit.
+    fn icmpv6(kind: u8, hop_limit: u8) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 8, 58, hop_limit];
+        packet.extend([0xfe; 32]);
+        packet.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
+        frame(ethertype::IPV6, &packet)
+    }
+
+    #[test]
+    fn arp_is_arp_and_carries_nothing() {
+        let whole = frame(ethertype::ARP, &arp_message());
+        assert_eq!(parse(&whole), Ok(Frame::Arp));
+        for length in 0..whole.len() {
+            assert_eq!(parse(&whole[..length]), Err(FrameError::Short), "{length}");
+        }
+        let padded = |length: usize| whole.iter().copied().chain([0; 30]).take(length).collect::<Vec<u8>>();
+        assert_eq!(parse(&padded(60)), Ok(Frame::Arp));
+        assert_eq!(parse(&padded(61)), Err(FrameError::EtherType));
+        for at in 0..8 {
+            let mut other = whole.clone();
+            other[HEADER_BYTES + at] ^= 0x40;
+            assert_eq!(parse(&other), Err(FrameError::EtherType), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn other_types_and_tags_have_errors_of_their_own() {
+        for kind in [ethertype::VLAN, ethertype::SERVICE_VLAN, ethertype::OLD_QINQ] {
+            assert_eq!(parse(&frame(kind, &[0, 7, 8, 0, 0x45])), Err(FrameError::Vlan));
+        }
+        // A length, IPX, MPLS, PPPoE, LLDP, MACsec, nothing.
+        for kind in [46, 0x05ff, 0x8137, 0x8847, 0x8864, 0x88cc, 0x88e5, 0xffff] {
+            assert_eq!(parse(&frame(kind, &[0x45; 60])), Err(FrameError::EtherType), "{kind:#x}");
+        }
+    }
+
+    #[test]
+    fn the_type_and_the_version_must_agree() {
+        for (kind, first) in [(ethertype::IPV4, 0x60), (ethertype::IPV6, 0x45), (ethertype::IPV4, 0)] {
+            let bytes = frame(kind, &[&[first][..], &[0; 60]].concat());
+            assert_eq!(parse(&bytes), Err(FrameError::Packet(ParseError::Version)));
+        }
+        assert_eq!(parse(&frame(ethertype::IPV4, &[])), Err(FrameError::Packet(ParseError::Truncated)));
+    }
+
+    #[test]
+    fn neighbour_discovery_is_that_only_if_no_router_takes_part() {
+        for kind in 133..=137 {
+            assert_eq!(parse(&icmpv6(kind, 255)), Ok(Frame::Neighbour), "{kind}");
+            assert_eq!(parse(&icmpv6(kind, 254)), Ok(Frame::Packet), "{kind}: forwarded");
+        }
+        for kind in [130, 131, 132, 143] {
+            assert_eq!(parse(&icmpv6(kind, 1)), Ok(Frame::Neighbour), "{kind}");
+            assert_eq!(parse(&icmpv6(kind, 64)), Ok(Frame::Packet), "{kind}: would be forwarded");
+        }
+        assert_eq!(parse(&icmpv6(128, 255)), Ok(Frame::Packet), "an echo");
+    }
+}
