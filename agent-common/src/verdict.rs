@@ -152,6 +152,10 @@ reasons! {
     SpoofedSource = 18 "spoofed-source",
     /// A table was full or something was missing on our side.
     Internal = 19 "internal",
+    /// A frame with a VLAN tag, or of a protocol that is not IP.
+    LinkProtocol = 20 "link-protocol",
+    /// A frame came by a device of one workload from a socket of another.
+    DeviceMismatch = 21 "device-mismatch",
 }
 
 #[cfg(test)]

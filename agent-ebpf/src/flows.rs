@@ -1,10 +1,14 @@
-//! The flow table: flows that no socket is tied to (unconnected UDP, ICMP, raw sockets).
+//! The flow table: flows that no socket is tied to (unconnected UDP, ICMP, raw sockets), and all that pass a
+//! workload's device.
 //!
 //! The owner and the direction of the first packet are part of the key: what one workload may do says
 //! nothing about another, and a reply never passes for a request. Entries are not evicted; when the
 //! table or the owner's quota is full, new flows are denied, and running ones go on.
 
-use agent_common::layout::{FlowKey, FlowState, IDLE_BOTH_WAYS_TICKS, IDLE_ONE_WAY_TICKS, TICK_SHIFT};
+use agent_common::{
+    layout::{FlowKey, FlowState, TICK_SHIFT, idle_limit, ways},
+    parse::tcp,
+};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 
 use crate::{
@@ -27,22 +31,53 @@ pub enum Known {
 /// Looks a flow up and notes the packet. `reply`: the packet goes against the flow's direction.
 #[inline(always)]
 pub fn see(key: &FlowKey, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -> u32) -> Known {
+    match FLOWS.get_ptr_mut(key) {
+        // SAFETY: a live element.
+        Some(state) => unsafe { note(state, epoch, reply, boot_seconds) },
+        None => Known::No,
+    }
+}
+
+/// As [`see`], for a segment of TCP where no socket keeps the state of its connection.
+///
+/// A connection that was answered may be silent for longer than other flows, until one end says that it is
+/// over. Only the answer to a SYN makes it one.
+#[inline(always)]
+pub fn see_segment(key: &FlowKey, epoch: u32, reply: bool, tcp_flags: u8, boot_seconds: impl FnOnce() -> u32) -> Known {
     let Some(state) = FLOWS.get_ptr_mut(key) else {
         return Known::No;
     };
+    // SAFETY: a live element; as in `note`.
+    unsafe {
+        let known = note(state, epoch, reply, boot_seconds);
+        if tcp_flags & (tcp::FIN | tcp::RST | tcp::SYN) != 0 && !matches!(known, Known::No) {
+            if tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+                (*state).both_ways = (*state).both_ways.min(ways::BOTH);
+            } else if reply {
+                (*state).both_ways = ways::CONNECTION;
+            }
+        }
+        known
+    }
+}
+
+/// # Safety
+///
+/// `state` is a live element of the table.
+#[inline(always)]
+unsafe fn note(state: *mut FlowState, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -> u32) -> Known {
     let now = tick();
-    // SAFETY: a live element; fields are written whole, and a lost update costs a tick of idle time.
+    // SAFETY: the caller's promise; fields are written whole, and a lost update costs a tick of idle time.
     unsafe {
         let idle = now.wrapping_sub((*state).last_seen);
-        let limit = if (*state).both_ways != 0 { IDLE_BOTH_WAYS_TICKS } else { IDLE_ONE_WAY_TICKS };
-        if idle > limit {
+        if idle > idle_limit((*state).both_ways) {
             return Known::No;
         }
         if idle != 0 {
             (*state).last_seen = now;
         }
-        if reply && (*state).both_ways == 0 {
-            (*state).both_ways = 1;
+        if reply && (*state).both_ways == ways::ONE {
+            (*state).both_ways = ways::BOTH;
         }
         let valid_until = (*state).valid_until;
         if (*state).epoch != epoch || (valid_until != 0 && boot_seconds() >= valid_until) {
@@ -83,6 +118,13 @@ pub fn record(key: &FlowKey, epoch: u32, valid_until: u32, peer_cgroup: u64) -> 
         None => {}
     }
     FLOWS.insert(key, state, 0).is_ok()
+}
+
+/// Removes a flow. The agent's sweep sets the owner's quota right.
+#[inline(always)]
+pub fn forget(key: &FlowKey) {
+    // Somebody else has removed it, if this fails.
+    let _ = FLOWS.remove(key);
 }
 
 /// Removes a flow unless its other end is a socket of `peer_cgroup`. The agent's sweep sets the owner's

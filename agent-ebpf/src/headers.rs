@@ -28,11 +28,13 @@ pub fn plain(skb: *mut __sk_buff) -> Option<Plain> {
     }
 }
 
+/// Reads four bytes at an offset, if they are there.
+///
 /// # Safety
 ///
 /// `start` is where the packet begins, `end` where it ends.
 #[inline(always)]
-unsafe fn word(start: usize, offset: usize, end: usize) -> Option<u32> {
+pub unsafe fn word(start: usize, offset: usize, end: usize) -> Option<u32> {
     if start + offset + TCP_MORE_BYTES > end {
         return None;
     }
@@ -52,11 +54,19 @@ pub extern "C" fn ew_read_packet(skb: *mut __sk_buff, packet: *mut Packet) -> u3
     };
     match parse::read(&Skb { skb }, packet) {
         Ok(()) => 0,
-        Err(ParseError::Truncated) => 1,
-        Err(ParseError::Version) => 2,
-        Err(ParseError::Length) => 3,
-        Err(ParseError::Headers) => 4,
-        Err(ParseError::Fragment) => 5,
+        Err(error) => code(error),
+    }
+}
+
+/// An error as a number above 0: see [`ew_read_packet`].
+#[inline(always)]
+pub const fn code(error: ParseError) -> u32 {
+    match error {
+        ParseError::Truncated => 1,
+        ParseError::Version => 2,
+        ParseError::Length => 3,
+        ParseError::Headers => 4,
+        ParseError::Fragment => 5,
     }
 }
 
@@ -72,8 +82,10 @@ pub const fn error(code: u32) -> ParseError {
     }
 }
 
-struct Skb {
-    skb: *mut __sk_buff,
+/// The bytes of a packet from where its hook sees it: the IP header, or at a device the Ethernet header.
+pub struct Skb {
+    /// The context.
+    pub skb: *mut __sk_buff,
 }
 
 impl parse::Source for Skb {

@@ -1,8 +1,8 @@
 //! The kernel programs of eastwall: each fills a flow, calls the decision and returns its hook's code.
 //!
 //! `hooks` holds the programs, by name as in `agent_common::layout::names::program`. cgroup_skb is the
-//! boundary; connect and sendmsg are the fast and explained refusal and decide nothing that the
-//! boundary would not decide as well.
+//! boundary of sockets, and TC that of devices; connect and sendmsg are the fast and explained refusal and
+//! decide nothing that the boundary would not decide as well.
 #![no_std]
 #![no_main]
 // Atomic addition is an instruction of the target that `core` has no stable name for.
@@ -12,6 +12,7 @@
 mod atomic;
 mod emit;
 mod flows;
+mod frames;
 mod globals;
 mod headers;
 mod hooks;

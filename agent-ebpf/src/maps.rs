@@ -32,6 +32,11 @@ pub static CGRP_IDENT: bm::HashMap<u64, IdentEntry, 65_536, NO_PREALLOC> = bm::H
 #[btf_map(name = "uid_ident")]
 pub static UID_IDENT: bm::HashMap<UidKey, IdentEntry, 16_384, NO_PREALLOC> = bm::HashMap::new();
 
+/// Device, by its index on the host's side -> a cgroup of the workload behind it, whose label is the device's.
+/// Written by the agent before the device's programs are attached. Full: the agent reports the device.
+#[btf_map(name = "dev_owner")]
+pub static DEV_OWNER: bm::HashMap<u32, u64, 4_096, NO_PREALLOC> = bm::HashMap::new();
+
 /// The epoch in force; its lowest bit names the side. One store by the agent switches the policy.
 #[btf_map(name = "epoch")]
 pub static EPOCH: bm::Array<u64, 1> = bm::Array::new();
@@ -40,12 +45,12 @@ pub static EPOCH: bm::Array<u64, 1> = bm::Array::new();
 #[btf_map(name = "settings")]
 pub static SETTINGS: bm::Array<Settings, 2> = bm::Array::new();
 
-/// Flows that no socket is tied to, owner in the key. Written by programs, swept by the agent.
+/// Flows that no socket is tied to, owner in the key: a cgroup, or a device for what passes there. Written by programs, swept by the agent.
 /// Full, or the owner's quota is used up: the new flow is denied and counted.
 #[btf_map(name = "flows")]
 pub static FLOWS: bm::HashMap<FlowKey, FlowState, 65_536, NO_PREALLOC> = bm::HashMap::new();
 
-/// Entries that a cgroup has in `flows`. Raised by programs, set right by the agent's sweep.
+/// Entries that a cgroup or a device has in `flows`. Raised by programs, set right by the agent's sweep.
 #[btf_map(name = "flow_quota")]
 pub static FLOW_QUOTA: bm::HashMap<u64, u64, 16_384, NO_PREALLOC> = bm::HashMap::new();
 

@@ -1,7 +1,7 @@
 //! Every error on the kernel side -> a decision. The one place.
 
 use agent_common::{
-    parse::ParseError,
+    parse::{ParseError, frame::FrameError},
     verdict::{Decision, Reason},
 };
 
@@ -9,6 +9,8 @@ use agent_common::{
 pub enum Error {
     /// The packet cannot be read to its end.
     Parse(ParseError),
+    /// The frame cannot be read to its end, or is of no protocol that could be judged.
+    Frame(FrameError),
     /// The flow table, or the owner's share of it, is full.
     FlowTableFull,
     /// A reply to nothing.
@@ -22,11 +24,14 @@ pub enum Error {
 pub const fn on_error(error: &Error) -> Decision {
     match error {
         // The ports were in another fragment: this may be any packet at all.
-        Error::Parse(ParseError::Fragment) => Decision::deny(Reason::Fragment),
-        // What cannot be read to its ports may be any packet at all.
-        Error::Parse(ParseError::Version | ParseError::Truncated | ParseError::Length | ParseError::Headers) => {
-            Decision::deny(Reason::Malformed)
+        Error::Parse(ParseError::Fragment) | Error::Frame(FrameError::Packet(ParseError::Fragment)) => {
+            Decision::deny(Reason::Fragment)
         }
+        // What cannot be read to its ports may be any packet at all.
+        Error::Parse(ParseError::Version | ParseError::Truncated | ParseError::Length | ParseError::Headers)
+        | Error::Frame(FrameError::Short | FrameError::Packet(_)) => Decision::deny(Reason::Malformed),
+        // Whatever is not IP, and IP in a tag, is out of reach of every rule.
+        Error::Frame(FrameError::Vlan | FrameError::EtherType) => Decision::deny(Reason::LinkProtocol),
         // A flow that is not recorded has replies that look like new flows.
         Error::FlowTableFull => Decision::deny(Reason::Internal),
         // A reply opens nothing by itself, or every port would be open to packets that look like one.

@@ -18,6 +18,10 @@ pub enum Hook {
     Egress = 5,
     /// cgroup_skb/ingress
     Ingress = 6,
+    /// TC ingress on the host's side of a device: what leaves the workload behind it.
+    TcFrom = 7,
+    /// TC egress there: what enters the workload.
+    TcTo = 8,
 }
 
 impl Hook {
@@ -31,6 +35,8 @@ impl Hook {
             4 => Some(Self::Sendmsg6),
             5 => Some(Self::Egress),
             6 => Some(Self::Ingress),
+            7 => Some(Self::TcFrom),
+            8 => Some(Self::TcTo),
             _ => None,
         }
     }
@@ -45,6 +51,8 @@ impl Hook {
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "cgroup_skb/egress",
             Self::Ingress => "cgroup_skb/ingress",
+            Self::TcFrom => "tc/from",
+            Self::TcTo => "tc/to",
         }
     }
 }

@@ -20,6 +20,41 @@ pub const IDLE_ONE_WAY_TICKS: u32 = 28 + SOCKET_REMEMBERS_TICKS;
 /// The same once both directions were seen: 180 s.
 pub const IDLE_BOTH_WAYS_TICKS: u32 = 168 + SOCKET_REMEMBERS_TICKS;
 
+/// The same for a TCP connection at a device, where no socket says how long it lives: 2.4 hours, a little more
+/// than a usual keepalive takes to find out that its peer is gone.
+pub const IDLE_CONNECTION_TICKS: u32 = 8192;
+
+/// Values of [`FlowState::both_ways`].
+pub mod ways {
+    /// One direction was seen.
+    pub const ONE: u32 = 0;
+    /// Both were.
+    pub const BOTH: u32 = 1;
+    /// Both were, it is a TCP connection at a device, and neither end has said that it is over.
+    pub const CONNECTION: u32 = 2;
+}
+
+/// Returns the idle ticks after which a flow is forgotten, by its [`FlowState::both_ways`].
+#[inline(always)]
+#[must_use]
+pub const fn idle_limit(both_ways: u32) -> u32 {
+    match both_ways {
+        ways::ONE => IDLE_ONE_WAY_TICKS,
+        ways::CONNECTION => IDLE_CONNECTION_TICKS,
+        _ => IDLE_BOTH_WAYS_TICKS,
+    }
+}
+
+/// The owner of the flows that pass a device, for [`FlowKey::owner`].
+///
+/// No cgroup has this number: the kernel counts the ids of cgroups up from 1, so the highest bit of one is
+/// never set.
+#[inline(always)]
+#[must_use]
+pub const fn device_owner(ifindex: u32) -> u64 {
+    1 << 63 | ifindex as u64
+}
+
 /// Which end of its flow a socket is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
@@ -85,7 +120,7 @@ layout!(SockState, size 88, peer_addr @ 0, peer_port @ 16, local_port @ 18, epoc
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
 #[repr(C)]
 pub struct FlowKey {
-    /// Cgroup of the local socket: one workload's entries say nothing about another's.
+    /// Cgroup of the local socket, or [`device_owner`]: one workload's entries say nothing about another's.
     pub owner: u64,
     /// This end's address.
     pub local_addr: [u8; 16],
@@ -115,7 +150,7 @@ pub struct FlowState {
     pub valid_until: u32,
     /// Tick (2³⁰ ns) of the newest packet that asked the table.
     pub last_seen: u32,
-    /// 1 = packets went both ways.
+    /// Of [`ways`].
     pub both_ways: u32,
     /// Cgroup of the other end's socket when it was judged; 0 = the other end is known by its address.
     pub peer_cgroup: u64,

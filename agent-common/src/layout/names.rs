@@ -12,6 +12,8 @@ pub mod map {
     pub const CGRP_IDENT: &str = "cgrp_ident";
     /// Hash: [`super::super::UidKey`] -> [`super::super::IdentEntry`].
     pub const UID_IDENT: &str = "uid_ident";
+    /// Hash: index of a device -> cgroup id of the workload behind it.
+    pub const DEV_OWNER: &str = "dev_owner";
     /// Array of 1: the epoch in force, as u64.
     pub const EPOCH: &str = "epoch";
     /// Array of 2: [`super::super::Settings`], by side.
@@ -20,7 +22,7 @@ pub mod map {
     pub const SOCKETS: &str = "sockets";
     /// Hash: [`super::super::FlowKey`] -> [`super::super::FlowState`], for flows without a fixed socket.
     pub const FLOWS: &str = "flows";
-    /// Hash: cgroup id -> number of its entries in `flows`.
+    /// Hash: cgroup id, or [`super::super::device_owner`] -> number of its entries in `flows`.
     pub const FLOW_QUOTA: &str = "flow_quota";
     /// Per-CPU array: [`super::super::RuleStat`], rule number + capacity in odd epochs.
     pub const RULE_STATS: &str = "rule_stats";
@@ -38,12 +40,13 @@ pub mod map {
     pub const CGROUP_EVENTS: &str = "cgroup_events";
 
     /// Every map, in the order in which they are pinned.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         EDGES,
         SPILL,
         ADDR_EXT,
         CGRP_IDENT,
         UID_IDENT,
+        DEV_OWNER,
         EPOCH,
         SETTINGS,
         SOCKETS,
@@ -80,7 +83,15 @@ pub mod program {
     /// A cgroup is gone and no socket refers to it.
     pub const CGROUP_RELEASE: &str = "ew_cgrp_release";
 
-    /// Every program, in the order in which they are attached: the boundary first.
+    /// What leaves a workload by its device.
+    pub const TC_FROM: &str = "ew_tc_from";
+    /// What enters it.
+    pub const TC_TO: &str = "ew_tc_to";
+
+    /// Programs for the host's side of devices, in the order in which they are attached.
+    pub const DEVICE: [&str; 2] = [TC_TO, TC_FROM];
+
+    /// Every program of the guarded cgroup, in the order in which they are attached: the boundary first.
     pub const ALL: [&str; 9] =
         [CGROUP_MKDIR, CGROUP_RELEASE, SOCK_CREATE, EGRESS, INGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
@@ -89,7 +100,7 @@ pub mod program {
 mod tests {
     #[test]
     fn the_kernel_keeps_every_name_whole() {
-        for name in super::map::ALL.iter().chain(&super::program::ALL) {
+        for name in super::map::ALL.iter().chain(&super::program::ALL).chain(&super::program::DEVICE) {
             assert!(name.len() <= 15, "`{name}` is longer than 15 characters");
         }
     }

@@ -4,3 +4,4 @@ mod cgroup;
 mod skb;
 mod sock_addr;
 mod sock_create;
+mod tc;

@@ -10,7 +10,9 @@ pub mod ring;
 mod sys;
 mod table;
 
-pub use kernel::{Datapath, DatapathConfig, DatapathError, Held, Identities, Prepared, Questions, RawElement, Runs};
+pub use kernel::{
+    Datapath, DatapathConfig, DatapathError, Device, Held, Identities, Prepared, Questions, RawElement, Runs,
+};
 pub use pins::{Pins, PinsError};
 pub use sys::{MapKind, TestRun, open_pin, test_run};
 pub use table::{Table, TableError};

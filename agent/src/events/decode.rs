@@ -222,7 +222,7 @@ fn check(record: &DenyRecord) -> Result<Denial, InvalidRecord> {
 #[must_use]
 pub const fn is_packet(hook: Hook) -> bool {
     match hook {
-        Hook::Egress | Hook::Ingress => true,
+        Hook::Egress | Hook::Ingress | Hook::TcFrom | Hook::TcTo => true,
         Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 => false,
     }
 }
@@ -312,7 +312,7 @@ mod tests {
         for (record, error) in [
             (DenyRecord { version: 9, ..valid }, InvalidRecord::Version(9)),
             (DenyRecord { hook: 0, ..valid }, InvalidRecord::Hook(0)),
-            (DenyRecord { hook: 7, ..valid }, InvalidRecord::Hook(7)),
+            (DenyRecord { hook: 9, ..valid }, InvalidRecord::Hook(9)),
             (DenyRecord { direction: 2, ..valid }, InvalidRecord::Direction(2)),
             (DenyRecord { mode: 3, ..valid }, InvalidRecord::Mode(3)),
             (DenyRecord { reason: 0, ..valid }, InvalidRecord::Reason(0)),

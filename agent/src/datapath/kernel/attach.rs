@@ -87,7 +87,7 @@ const LOAD_TRIES: u32 = 10;
 /// Loads every program of the object.
 pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     let btf = Btf::from_sys_fs().map_err(|e| DatapathError::Load(e.into()))?;
-    for name in program::ALL {
+    for name in program::ALL.into_iter().chain(program::DEVICE) {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Program {
             verb: "load",
             program: name,
@@ -104,6 +104,7 @@ fn load_program(name: &str, program: &mut Program, btf: &Btf) -> Result<(), Prog
         Program::CgroupSkb(p) => p.load(),
         Program::CgroupSock(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
+        Program::SchedClassifier(p) => p.load(),
         Program::BtfTracePoint(p) => {
             p.load(if name == program::CGROUP_MKDIR { "cgroup_mkdir" } else { "cgroup_release" }, btf)
         }

@@ -4,6 +4,7 @@
 mod attach;
 mod check;
 mod config;
+mod devices;
 mod fill;
 mod held;
 mod read;
@@ -18,6 +19,7 @@ use aya::{Ebpf, EbpfLoader, maps::MapData};
 pub use self::{
     check::Questions,
     config::{DatapathConfig, DatapathError, Identities, Prepared, Runs},
+    devices::Device,
     held::{Held, RawElement},
 };
 use super::{btf::Btf, log, object, pins::Pins, table::Table};
@@ -34,6 +36,7 @@ pub struct Datapath {
     addr_ext: Table<u32, u32>,
     cgrp_ident: Table<u64, IdentEntry>,
     uid_ident: Table<UidKey, IdentEntry>,
+    dev_owner: Table<u32, u64>,
     epoch: Table<u32, u64>,
     settings: Table<u32, Settings>,
     flows: Table<FlowKey, FlowState>,
@@ -91,6 +94,7 @@ impl Datapath {
             addr_ext: Table::open(&pins.map(map::ADDR_EXT), map::ADDR_EXT)?,
             cgrp_ident: Table::open(&pins.map(map::CGRP_IDENT), map::CGRP_IDENT)?,
             uid_ident: Table::open(&pins.map(map::UID_IDENT), map::UID_IDENT)?,
+            dev_owner: Table::open(&pins.map(map::DEV_OWNER), map::DEV_OWNER)?,
             epoch: Table::open(&pins.map(map::EPOCH), map::EPOCH)?,
             settings: Table::open(&pins.map(map::SETTINGS), map::SETTINGS)?,
             flows: Table::open(&pins.map(map::FLOWS), map::FLOWS)?,
@@ -124,6 +128,7 @@ fn check_shapes(pins: &Pins, capacity: &Capacity) -> Result<(), DatapathError> {
         (map::CGRP_IDENT, 8, size(size_of::<IdentEntry>()), capacity.cgroups),
         (map::UID_IDENT, size(size_of::<UidKey>()), size(size_of::<IdentEntry>()), UID_ENTRIES),
         (map::FLOWS, size(size_of::<FlowKey>()), size(size_of::<FlowState>()), capacity.flows),
+        (map::DEV_OWNER, 4, 8, 4_096),
         (map::SETTINGS, 4, size(size_of::<Settings>()), 2),
         (map::EDGES, 4, 4, 2),
         (map::RULE_STATS, 4, size(size_of::<RuleStat>()), 32_768),

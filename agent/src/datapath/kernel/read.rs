@@ -7,7 +7,7 @@ use std::{
 
 use agent_common::{
     id::RuleNumber,
-    layout::{DenyCounter, DenyKey, DenyStat, IDLE_BOTH_WAYS_TICKS, IDLE_ONE_WAY_TICKS, RuleStat, names::map},
+    layout::{DenyCounter, DenyKey, DenyStat, RuleStat, idle_limit, names::map},
 };
 use aya::maps::RingBuf;
 
@@ -80,7 +80,7 @@ impl Datapath {
         for key in self.flows.keys()? {
             let Some(state) = self.flows.get(&key)? else { continue };
             // One tick more than the programs allow, so that none is deleted that they would still use.
-            let limit = 1 + if state.both_ways != 0 { IDLE_BOTH_WAYS_TICKS } else { IDLE_ONE_WAY_TICKS };
+            let limit = 1 + idle_limit(state.both_ways);
             if now_tick.wrapping_sub(state.last_seen) > limit {
                 self.flows.remove(&key)?;
             } else {

@@ -222,9 +222,13 @@ const fn rule_kind(reason: Reason) -> RuleKind {
     match reason {
         Reason::DenyRule => RuleKind::Deny,
         Reason::OverrideDeny => RuleKind::OverrideDeny,
-        Reason::Protocol | Reason::Fragment | Reason::Malformed | Reason::SpoofedSource | Reason::Internal => {
-            RuleKind::Error
-        }
+        Reason::Protocol
+        | Reason::Fragment
+        | Reason::Malformed
+        | Reason::SpoofedSource
+        | Reason::LinkProtocol
+        | Reason::DeviceMismatch
+        | Reason::Internal => RuleKind::Error,
         Reason::Allowed
         | Reason::NoRule
         | Reason::Expired

@@ -137,7 +137,10 @@ impl Words {
 const fn severity(event: &DenyEvent) -> u8 {
     match (event.outcome, event.reason) {
         (Outcome::WouldDeny, _) => 2,
-        (_, Reason::DenyRule | Reason::OverrideDeny | Reason::SpoofedSource | Reason::Internal) => 4,
+        (
+            _,
+            Reason::DenyRule | Reason::OverrideDeny | Reason::SpoofedSource | Reason::DeviceMismatch | Reason::Internal,
+        ) => 4,
         (_, _) => 3,
     }
 }
@@ -205,8 +208,12 @@ fn traffic(event: &DenyEvent) -> Traffic {
     let DenyEvent { packets, bytes, .. } = *event;
     let none = Traffic { packets, bytes, packets_in: None, bytes_in: None, packets_out: None, bytes_out: None };
     match event.point {
-        Some(Point::Hook(Hook::Ingress)) => Traffic { packets_in: Some(packets), bytes_in: Some(bytes), ..none },
-        Some(Point::Hook(Hook::Egress)) => Traffic { packets_out: Some(packets), bytes_out: Some(bytes), ..none },
+        Some(Point::Hook(Hook::Ingress | Hook::TcTo)) => {
+            Traffic { packets_in: Some(packets), bytes_in: Some(bytes), ..none }
+        }
+        Some(Point::Hook(Hook::Egress | Hook::TcFrom)) => {
+            Traffic { packets_out: Some(packets), bytes_out: Some(bytes), ..none }
+        }
         Some(Point::Hook(Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6) | Point::SockDestroy)
         | None => none,
     }

@@ -121,13 +121,15 @@ pub fn parse(line: &[u8]) -> Result<Parsed, InvalidLine> {
     Ok(Parsed { event, sequence: flow.metadata.sequence, boot_id: flow.device.boot_uid.into_owned() })
 }
 
-const POINTS: [Point; 7] = [
+const POINTS: [Point; 9] = [
     Point::Hook(Hook::Connect4),
     Point::Hook(Hook::Connect6),
     Point::Hook(Hook::Sendmsg4),
     Point::Hook(Hook::Sendmsg6),
     Point::Hook(Hook::Egress),
     Point::Hook(Hook::Ingress),
+    Point::Hook(Hook::TcFrom),
+    Point::Hook(Hook::TcTo),
     Point::SockDestroy,
 ];
 

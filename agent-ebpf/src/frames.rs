@@ -1,0 +1,85 @@
+//! The headers of a frame at a device, which begins at its Ethernet header.
+
+use agent_common::parse::{
+    Packet,
+    frame::{self, Frame, FrameError, HEADER_BYTES, ethertype},
+    plain::{self, Plain, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+};
+use aya_ebpf::bindings::__sk_buff;
+
+use crate::headers::{self, Skb};
+
+/// What [`ew_read_frame`] returns for a frame that is read: a packet, ARP, neighbour discovery. An error of
+/// the frame follows, and from [`ERROR`] on one of its packet.
+pub const PACKET: u32 = 0;
+/// See [`PACKET`].
+pub const ARP: u32 = 1;
+/// See [`PACKET`].
+pub const NEIGHBOUR: u32 = 2;
+const SHORT: u32 = 3;
+const VLAN: u32 = 4;
+const ETHER_TYPE: u32 = 5;
+const ERROR: u32 = 16;
+
+/// Reads the headers of an ordinary packet without a call of a helper; `None` says that the frame is to be
+/// read by [`ew_read_frame`].
+#[inline(always)]
+pub fn plain(skb: *mut __sk_buff) -> Option<Plain> {
+    // SAFETY: the context; what is read below has been compared with the end, which the verifier checks.
+    unsafe {
+        if (*skb).vlan_present != 0 {
+            return None;
+        }
+        let (start, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        if start + HEADER_BYTES + V4_BYTES > end {
+            return None;
+        }
+        let kind = *((start + HEADER_BYTES - 2) as *const u16);
+        let ip = start + HEADER_BYTES;
+        if kind == ethertype::IPV4.to_be() {
+            let head = &*(ip as *const [u32; V4_BYTES / 4]);
+            return plain::v4(head, || headers::word(ip, 20 + TCP_MORE_OFFSET, end));
+        }
+        if kind != ethertype::IPV6.to_be() || ip + V6_BYTES > end {
+            return None;
+        }
+        plain::v6(&*(ip as *const [u32; V6_BYTES / 4]), || headers::word(ip, 40 + TCP_MORE_OFFSET, end))
+    }
+}
+
+/// Reads any frame; the result is [`PACKET`] and the like, or an error for [`error`].
+///
+/// Global, so that the verifier checks it once and not for every state of every caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_read_frame(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
+        return SHORT;
+    };
+    // A device takes one tag off before the hook sees the frame.
+    // SAFETY: the context.
+    if unsafe { (*skb).vlan_present } != 0 {
+        return VLAN;
+    }
+    match frame::read(&Skb { skb }, packet) {
+        Ok(Frame::Packet) => PACKET,
+        Ok(Frame::Arp) => ARP,
+        Ok(Frame::Neighbour) => NEIGHBOUR,
+        Err(FrameError::Short) => SHORT,
+        Err(FrameError::Vlan) => VLAN,
+        Err(FrameError::EtherType) => ETHER_TYPE,
+        Err(FrameError::Packet(error)) => ERROR + headers::code(error),
+    }
+}
+
+/// See [`ew_read_frame`].
+#[inline(always)]
+pub const fn error(code: u32) -> FrameError {
+    match code {
+        VLAN => FrameError::Vlan,
+        ETHER_TYPE => FrameError::EtherType,
+        ERROR.. => FrameError::Packet(headers::error(code - ERROR)),
+        _ => FrameError::Short,
+    }
+}

@@ -1,0 +1,341 @@
+//! TC on the host's side of a workload's device: the boundary for frames, which no socket need have sent.
+//!
+//! The device tells the workload: `dev_owner` names a cgroup of it, whose label is this end. A socket that
+//! sent the frame may refine that and must not contradict it. Nothing is asked of a socket: every flow is in
+//! the flow table, under an owner that is a device.
+//!
+//! Frames are dropped in silence. What passes goes on to the programs behind this one.
+
+use agent_common::{
+    flow::proto,
+    id::IdentityId,
+    layout::{FlowKey, Hook, Role, device_owner, ident_flags, record_flags},
+    parse::{Packet, plain::Plain, tcp},
+    verdict::{Decision, Reason, Verdict},
+};
+use aya_ebpf::{
+    bindings::{
+        __sk_buff,
+        tcx_action_base::{TCX_DROP, TCX_NEXT},
+    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_get_socket_uid, bpf_skb_cgroup_id},
+    macros::classifier,
+    programs::TcContext,
+};
+
+use crate::{
+    emit,
+    flows::{self, Known},
+    frames,
+    judge::Case,
+    log,
+    maps::DEV_OWNER,
+    on_error::{Error, on_error},
+    peer::{self, Peer},
+    policy::{self, BootClock},
+    sockets, who,
+};
+
+/// The cgroup at the root of the hierarchy: the kernel's own sockets live there.
+const ROOT_CGROUP: u64 = 1;
+
+/// Judges what leaves a workload by its device: TC ingress on the host's side.
+#[classifier]
+pub fn ew_tc_from(ctx: TcContext) -> i32 {
+    run(ctx.skb.skb, true)
+}
+
+/// Judges what enters a workload by its device: TC egress on the host's side.
+#[classifier]
+pub fn ew_tc_to(ctx: TcContext) -> i32 {
+    run(ctx.skb.skb, false)
+}
+
+#[inline(always)]
+fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
+    // SAFETY: the context.
+    let ifindex = unsafe { (*skb).ifindex };
+    // The agent names the owner before it attaches, so a device without one is not of this agent.
+    let Some(&device) = (unsafe { DEV_OWNER.get(ifindex) }) else {
+        return TCX_NEXT;
+    };
+    let epoch = policy::epoch();
+    if leaves {
+        if passes_from(skb, device, epoch) { TCX_NEXT } else { judge_from(skb, device, epoch) }
+    } else if passes_to(skb, epoch) {
+        TCX_NEXT
+    } else {
+        judge_to(skb, device, epoch)
+    }
+}
+
+/// Frames of their own, which are gone before a judgement needs the stack.
+#[inline(never)]
+fn passes_from(skb: *mut __sk_buff, device: u64, epoch: u32) -> bool {
+    // SAFETY: the context.
+    let sender = unsafe { bpf_skb_cgroup_id(skb) };
+    (sender <= ROOT_CGROUP || sender == device) && passes(skb, epoch, true)
+}
+
+#[inline(never)]
+fn passes_to(skb: *mut __sk_buff, epoch: u32) -> bool {
+    passes(skb, epoch, false)
+}
+
+#[inline(never)]
+fn judge_from(skb: *mut __sk_buff, device: u64, epoch: u32) -> i32 {
+    judge(skb, device, epoch, true)
+}
+
+#[inline(never)]
+fn judge_to(skb: *mut __sk_buff, device: u64, epoch: u32) -> i32 {
+    judge(skb, device, epoch, false)
+}
+
+/// Says whether an ordinary packet belongs to a flow that may pass.
+#[inline(always)]
+fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
+    let Some(plain) = frames::plain(skb) else {
+        return false;
+    };
+    let Plain { src, dst, src_port, dst_port, proto, tcp_flags, .. } = plain;
+    // SAFETY: the context.
+    let owner = device_owner(unsafe { (*skb).ifindex });
+    let mut key = if leaves {
+        key(owner, src, dst, src_port, dst_port, proto)
+    } else {
+        key(owner, dst, src, dst_port, src_port, proto)
+    };
+    matches!(find(&mut key, epoch, leaves, tcp_flags, None).known, Known::Live(_))
+}
+
+#[inline(always)]
+fn key(owner: u64, local: sockets::Addr, peer: sockets::Addr, local_port: u16, peer_port: u16, proto: u8) -> FlowKey {
+    let mut key = FlowKey {
+        owner,
+        local_addr: [0; 16],
+        peer_addr: [0; 16],
+        local_port,
+        peer_port,
+        proto,
+        direction: 0,
+        reserved: [0; 2],
+    };
+    sockets::store(&mut key.local_addr, local);
+    sockets::store(&mut key.peer_addr, peer);
+    key
+}
+
+/// What the flow table says about a packet.
+struct Found {
+    known: Known,
+    /// It goes against the direction of its flow.
+    reply: bool,
+}
+
+/// Looks up the flow of a packet; afterwards the key has the direction of that flow, or of the one that the
+/// packet begins.
+#[inline(always)]
+fn find(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, echo: Option<u8>) -> Found {
+    let see = |key: &FlowKey, reply| {
+        if key.proto == proto::TCP {
+            flows::see_segment(key, epoch, reply, tcp_flags, boot_seconds)
+        } else {
+            flows::see(key, epoch, reply, boot_seconds)
+        }
+    };
+    // What asks is no answer, whatever its ports or its identifier are.
+    if !asks(key.proto, tcp_flags, echo) {
+        key.direction = u8::from(leaves);
+        let known = see(key, true);
+        // And an answer to an echo is part of nothing else.
+        if !matches!(known, Known::No) || echo == Some(0) {
+            return Found { known, reply: true };
+        }
+    }
+    key.direction = u8::from(!leaves);
+    Found { known: see(key, false), reply: false }
+}
+
+/// Says whether a packet can only be the first of a flow.
+#[inline(always)]
+const fn asks(protocol: u8, tcp_flags: u8, echo: Option<u8>) -> bool {
+    match protocol {
+        proto::TCP => tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
+        _ => matches!(echo, Some(8)),
+    }
+}
+
+#[inline(always)]
+fn judge(skb: *mut __sk_buff, device: u64, epoch: u32, leaves: bool) -> i32 {
+    // SAFETY: the context.
+    let (ifindex, bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
+    let mut case = Case {
+        local_addr: [0; 2],
+        peer_addr: [0; 2],
+        local_port: 0,
+        peer_port: 0,
+        icmp_id: 0,
+        icmp: [0; 2],
+        proto: 0,
+        tcp_flags: 0,
+        has_payload: 0,
+        // Who owns a socket is not known here, so a workload narrowed by uid is its cgroup's.
+        slot: who::slot_of(device, || u32::MAX, epoch & 1),
+        peer: Peer::UNKNOWN,
+        cgroup: device,
+        peer_cgroup: 0,
+        task: IdentityId(0),
+        epoch,
+        ifindex,
+        bytes,
+        hook: if leaves { Hook::TcFrom as u8 } else { Hook::TcTo as u8 },
+        leaves,
+        role: if leaves { Role::Caller } else { Role::Callee },
+    };
+    let said = read_case(skb, &mut case);
+    if leaves && contradicts(skb, &mut case) {
+        return finish(skb, &case, &Decision::deny(Reason::DeviceMismatch));
+    }
+    match said {
+        frames::PACKET => {}
+        frames::ARP => return TCX_NEXT,
+        // A workload is no router: it may not advertise itself as one, nor redirect.
+        frames::NEIGHBOUR if !leaves || !matches!(case.icmp[0], 134 | 137) => return TCX_NEXT,
+        frames::NEIGHBOUR => {}
+        failed => return finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
+    }
+    let mut decision = on_error(&Error::NoFlow);
+    match look_up(&mut case) {
+        PASSES => return TCX_NEXT,
+        BEGINS_NOTHING => return finish(skb, &case, &decision),
+        _ => {}
+    }
+    decide(&mut case, &mut decision);
+    if matches!(case.typed_mode().apply(&decision), Verdict::Allow) && !remember(&case, &decision) {
+        // A flow that is not recorded has replies that look like new flows.
+        decision = on_error(&Error::FlowTableFull);
+    }
+    finish(skb, &case, &decision)
+}
+
+/// Reads the frame into the case.
+#[inline(never)]
+fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
+    let mut packet = Packet::default();
+    let said = frames::ew_read_frame(skb, &raw mut packet);
+    if case.leaves {
+        case.read(&packet, true)
+    } else {
+        case.read(&packet, false)
+    }
+    said
+}
+
+/// Says whether a socket sent the frame that is another workload's than the device. Notes whose it is.
+#[inline(never)]
+fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
+    // SAFETY: the context.
+    let sender = unsafe { bpf_skb_cgroup_id(skb) };
+    // No socket, or one of the kernel's own.
+    if sender <= ROOT_CGROUP || sender == case.cgroup {
+        return false;
+    }
+    case.cgroup = sender;
+    // SAFETY: the context.
+    let slot = who::slot_of(sender, || unsafe { bpf_get_socket_uid(skb) }, case.epoch & 1);
+    let is_labelled = slot.flags & ident_flags::LABELLED != 0 && !slot.id.is_unknown();
+    is_labelled && !case.slot.id.is_unknown() && slot.id.0 != case.slot.id.0
+}
+
+/// What [`look_up`] returns: the packet belongs to a flow that may pass.
+const PASSES: u32 = 0;
+/// See [`PASSES`]: it belongs to no flow and is not one that begins one.
+const BEGINS_NOTHING: u32 = 1;
+/// See [`PASSES`]: policy is to be asked.
+const ASKS: u32 = 2;
+
+/// Asks the flow table about a packet, and notes in the case which end of its flow this one is.
+#[inline(never)]
+fn look_up(case: &mut Case) -> u32 {
+    let echo = case.echo();
+    let mut key = key_of(case);
+    let Found { known, reply } = find(&mut key, case.epoch, case.leaves, case.tcp_flags, echo);
+    case.role = if case.leaves == reply { Role::Callee } else { Role::Caller };
+    match known {
+        Known::Live(_) => return PASSES,
+        // The end of a flow that was allowed once and is no longer: without it the peer hangs. It carries
+        // nothing, and there is one.
+        Known::Stale if ends(case) => {
+            flows::forget(&key);
+            return PASSES;
+        }
+        Known::No if case.proto == proto::TCP && !asks(proto::TCP, case.tcp_flags, None) || echo == Some(0) => {
+            return BEGINS_NOTHING;
+        }
+        Known::Stale | Known::No => {}
+    }
+    if echo == Some(0) {
+        // The rule for an echo flow is the one for its request.
+        case.icmp[0] = if case.proto == proto::ICMP { 8 } else { 128 };
+    }
+    ASKS
+}
+
+/// Records that the flow of a packet may pass. False: there is no room.
+#[inline(never)]
+fn remember(case: &Case, decision: &Decision) -> bool {
+    let mut key = key_of(case);
+    key.direction = u8::from(matches!(case.role, Role::Callee));
+    flows::record(&key, case.epoch, decision.valid_until.0, 0)
+}
+
+#[inline(always)]
+fn key_of(case: &Case) -> FlowKey {
+    let (local_port, peer_port) =
+        if case.echo().is_some() { (case.icmp_id, case.icmp_id) } else { (case.local_port, case.peer_port) };
+    key(device_owner(case.ifindex), case.local_addr, case.peer_addr, local_port, peer_port, case.proto)
+}
+
+#[inline(always)]
+const fn ends(case: &Case) -> bool {
+    case.proto == proto::TCP && case.tcp_flags & tcp::RST != 0 && case.has_payload == 0
+}
+
+/// Names the other end and decides. A frame of its own: the stack holds 512 bytes over all frames.
+#[inline(never)]
+fn decide(case: &mut Case, decision: &mut Decision) {
+    case.peer = peer::by_address(&case.peer_addr, case.epoch & 1);
+    case.decide(decision);
+}
+
+/// Applies the mode, reports a denial, returns the hook's code.
+#[inline(always)]
+fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
+    let mode = case.typed_mode();
+    let verdict = mode.apply(decision);
+    if mode.reports(decision) {
+        log::denial(case, decision);
+        report(skb, case, decision, verdict as u32);
+    }
+    if matches!(verdict, Verdict::Allow) { TCX_NEXT } else { TCX_DROP }
+}
+
+#[inline(never)]
+fn report(skb: *mut __sk_buff, case: &Case, decision: &Decision, verdict: u32) {
+    let verdict = if verdict == 0 { Verdict::Deny } else { Verdict::Allow };
+    emit::denial(case, decision, verdict, |record| {
+        // What is no IP has no addresses.
+        if case.local_addr[0] | case.local_addr[1] != 0 {
+            record.flags |= record_flags::LOCAL_PORT | record_flags::LOCAL_ADDR;
+        }
+        // SAFETY: the context.
+        record.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    });
+}
+
+#[inline(always)]
+fn boot_seconds() -> u32 {
+    use agent_common::decide::Clock as _;
+    BootClock.boot_seconds().0
+}

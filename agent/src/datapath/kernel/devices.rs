@@ -1,0 +1,96 @@
+//! The programs on the host's side of workloads' devices: TCX links, pinned like those of cgroups.
+
+use std::{io, os::fd::AsFd as _};
+
+use agent_common::layout::names::program;
+use aya::programs::{LinkOrder, Program, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions};
+
+use super::{Datapath, DatapathError};
+use crate::datapath::sys;
+
+/// The host's side of a workload's device, in the caller's network namespace.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Device {
+    /// Its index there, which no other device has while this one lives.
+    pub index: u32,
+    /// Its name there.
+    pub name: String,
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+impl Datapath {
+    /// Judges what leaves and enters a workload by a device from now on: before everything else that is
+    /// attached there. `cgroup` is one of the workload's; what it is labelled as, under the policy in force
+    /// and every later one, is the device's identity.
+    ///
+    /// Programs that an earlier agent attached are replaced in place. What a connection that is older than
+    /// the programs sends is dropped, as its flow has no beginning.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`] with the program that failed; the device must then not be called guarded.
+    pub fn guard_device(&mut self, device: &Device, cgroup: u64) -> Result<(), DatapathError> {
+        // First, because a device without an owner is left alone by the programs.
+        self.dev_owner.put(&device.index, &cgroup)?;
+        for name in program::DEVICE {
+            let failed = |verb, source| DatapathError::Program { verb, program: name, source };
+            let pin = self.pins.link(&pin_name(name, device.index));
+            let program =
+                self.ebpf.program_mut(name).ok_or_else(|| failed("find", "it is not in the object".into()))?;
+            if let Some(link) = sys::open_pin(&pin).map_err(|e| failed("open the link of", Box::new(e)))? {
+                let new = program.fd().map_err(|e| failed("find", Box::new(e)))?.as_fd();
+                match sys::link_update(link.as_fd(), new) {
+                    Ok(()) => continue,
+                    // An earlier device had this index. The link has died with it.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                        std::fs::remove_file(&pin).map_err(|e| failed("remove the pin of", Box::new(e)))?;
+                    }
+                    Err(error) => return Err(failed("replace", Box::new(error))),
+                }
+            }
+            let link = attach_new(name, program, &device.name).map_err(|e| failed("attach", e))?;
+            drop(link.pin(&pin).map_err(|e| failed("pin the link of", Box::new(e)))?);
+        }
+        Ok(())
+    }
+
+    /// Ends that: the device is another's, or gone. A device that is not guarded is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`] with the program that is still attached.
+    pub fn release_device(&mut self, index: u32) -> Result<(), DatapathError> {
+        for name in program::DEVICE {
+            match std::fs::remove_file(self.pins.link(&pin_name(name, index))) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(DatapathError::Program { verb: "detach", program: name, source: Box::new(e) });
+                }
+                _ => {}
+            }
+        }
+        self.dev_owner.remove(&index)?;
+        Ok(())
+    }
+
+    /// Returns the devices that have an owner: their indices.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`].
+    pub fn guarded_devices(&self) -> Result<Vec<u32>, DatapathError> {
+        Ok(self.dev_owner.keys()?)
+    }
+}
+
+/// The name of the pin of a link: there is one for each program and device.
+fn pin_name(program: &str, index: u32) -> String {
+    format!("{program}_{index}")
+}
+
+fn attach_new(name: &str, program: &mut Program, device: &str) -> Result<FdLink, Failure> {
+    let program: &mut SchedClassifier = program.try_into()?;
+    let side = if name == program::TC_FROM { TcAttachType::Ingress } else { TcAttachType::Egress };
+    let id = program.attach_with_options(device, side, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
+    Ok(program.take_link(id)?.try_into()?)
+}
