@@ -212,7 +212,7 @@ fn g57_a_neighbour_that_reaches_a_loopback_address_is_a_neighbour() {
         let mut frame = [&mac[..], &[2; 6], &[0x08, 0x00]].concat();
         PacketBuilder::ipv4(from, [127, 0, 0, 1], 64).udp(40_000, to.port()).write(&mut frame, payload).unwrap();
         // Past every hook of the sender: only the door is asked.
-        scene.db.actor.call(&Command::SendFrame { device: "db0".to_owned(), frame }).unwrap();
+        scene.db.actor.call(&Command::SendFrame { device: "db0".to_owned(), frame, bypass: false }).unwrap();
     };
     scene.allow(&["door db -> web: udp/any"]);
     send([10, 9, 0, 2], b"allowed");

@@ -285,7 +285,7 @@ fn g14_a_frame_past_the_exit_still_meets_the_door() {
     let frame = |from: SocketAddr, payload: &[u8]| {
         let mut frame = [&mac[..], &[2; 6], &[0x08, 0x00]].concat();
         frame.extend(ip_udp(from, to, payload));
-        Command::SendFrame { device: "web0".to_owned(), frame }
+        Command::SendFrame { device: "web0".to_owned(), frame, bypass: false }
     };
     let from = scene.web.at(Family::V4, 40_000);
     scene.allow(&["door web -> db: udp/any"]);

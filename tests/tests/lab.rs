@@ -158,9 +158,12 @@ fn frames_pass_without_any_socket_of_the_receiver() {
     let mut frame = vec![0xff; 12];
     frame.extend([0x88, 0xb5]);
     frame.extend(&magic);
-    pair.web.call(&Command::SendFrame { device: "web0".into(), frame: frame.clone() }).unwrap();
+    pair.web.call(&Command::SendFrame { device: "web0".into(), frame: frame.clone(), bypass: false }).unwrap();
     assert_eq!((witness.arrived(), leaving.left(), leaving.arrived()), (1, 1, 0));
-    assert_eq!(pair.web.call(&Command::SendFrame { device: "nothing0".into(), frame }), Err(Errno::NODEV));
+    assert_eq!(
+        pair.web.call(&Command::SendFrame { device: "nothing0".into(), frame, bypass: false }),
+        Err(Errno::NODEV)
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! Witness                                    counts packets with magic bytes, with no part of eastwall
 //! Guard                                      the kernel programs alone, guarding the lab's cgroup
 //! Scene                                      three workloads under a Guard, and policy in a line
+//! Wall                                       two workloads behind devices of a host, under a Guard
 //! Agent                                      the agent under test, guarding the lab's cgroup
 //! ```
 //!
@@ -26,6 +27,7 @@ pub(crate) mod packet;
 mod require;
 mod scene;
 mod spawn;
+mod wall;
 pub(crate) mod wire;
 mod witness;
 
@@ -46,6 +48,7 @@ pub use require::{Need, require_or_skip};
 pub use rustix::io::Errno;
 pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};
+pub use wall::Wall;
 pub use wire::{Command, Family, Kind, Message, Reply, UringOperation};
 pub use witness::Witness;
 

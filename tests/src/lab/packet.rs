@@ -64,8 +64,8 @@ pub(crate) fn lost(tap: BorrowedFd<'_>) -> io::Result<u32> {
     if result == 0 { Ok(stats.tp_drops) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Sends a frame by a device.
-pub(crate) fn send(device: &str, frame: &[u8]) -> io::Result<()> {
+/// Sends a frame by a device, past its queue if asked to.
+pub(crate) fn send(device: &str, frame: &[u8], bypass: bool) -> io::Result<()> {
     let name = CString::new(device)?;
     // SAFETY: `name` is a string that ends in zero and lives across the call.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -74,6 +74,20 @@ pub(crate) fn send(device: &str, frame: &[u8]) -> io::Result<()> {
     }
     // Protocol 0: this socket only sends.
     let socket = open(0)?;
+    let bypass = libc::c_int::from(bypass);
+    // SAFETY: `bypass` is readable for the length given, and lives across the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            (&raw const bypass).cast(),
+            socklen::<libc::c_int>(),
+        )
+    };
+    if set < 0 {
+        return Err(io::Error::last_os_error());
+    }
     let to = address(i32::try_from(index).map_err(io::Error::other)?);
     // SAFETY: `frame` and `to` are readable for the lengths given, and live across the call.
     let sent = unsafe {

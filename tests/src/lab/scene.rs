@@ -17,7 +17,7 @@ use super::{
     Actor, Cgroup, Denials, Errno, Family, Guard, GuardOptions, Lab, Need, NetNs, Socket, VethEnd, Witness, magic,
 };
 
-const TRUST_DOMAIN: &str = "lab.example";
+pub(super) const TRUST_DOMAIN: &str = "lab.example";
 
 /// How the workloads are joined.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,7 +39,7 @@ pub struct Party {
     pub cgroup: Cgroup,
     /// Where it is.
     pub net: Arc<NetNs>,
-    addrs: [IpAddr; 2],
+    pub(super) addrs: [IpAddr; 2],
 }
 
 /// `web` calls `db`; `other` is in the namespace of `web`. Nothing is allowed until a test says so.

@@ -119,6 +119,9 @@ pub enum Command {
         device: String,
         /// From the Ethernet header on.
         frame: Vec<u8>,
+        /// Whether it goes past the queue of the device, and so past TC in this namespace
+        /// (`PACKET_QDISC_BYPASS`).
+        bypass: bool,
     },
     /// Moves the actor into another cgroup.
     MoveTo {

@@ -66,8 +66,8 @@ impl Sockets {
             Command::Ping { to, data, timeout_ms } => {
                 icmp::ping(to.ip(), data, Duration::from_millis(*timeout_ms)).map(|()| Reply::Done)?
             }
-            Command::SendFrame { device, frame } => {
-                packet::send(device, frame).map(|()| Reply::Done).map_err(|e| errno(&e))?
+            Command::SendFrame { device, frame, bypass } => {
+                packet::send(device, frame, *bypass).map(|()| Reply::Done).map_err(|e| errno(&e))?
             }
             Command::MoveTo { cgroup } => {
                 let pid = std::process::id().to_string();

@@ -1,0 +1,215 @@
+//! Two workloads, each behind a device of a host that routes between them, and programs at those devices.
+//!
+//! ```text
+//! web ── web0 ═ to-web ── host ── to-db ═ db0 ── db
+//! ```
+
+use std::{
+    cell::{RefCell, RefMut},
+    fmt::Write as _,
+    sync::Arc,
+};
+
+use agent_common::id::Epoch;
+use eastwall::datapath::Device;
+
+use super::{
+    Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness, magic, scene::TRUST_DOMAIN,
+};
+
+/// The host's ends, of `web` and of `db`.
+const DEVICES: [&str; 2] = ["to-web", "to-db"];
+
+/// Two workloads that reach each other only through the host. Nothing is allowed until a test says so.
+pub struct Wall {
+    /// The caller.
+    pub web: Party,
+    /// The callee.
+    pub db: Party,
+    /// Between them.
+    pub host: Arc<NetNs>,
+    guard: RefCell<Guard>,
+    devices: [Device; 2],
+    lab: Lab,
+}
+
+impl Wall {
+    /// Builds it, or says why this machine cannot have one. With `sockets` the hooks of cgroups are there as
+    /// well; without, only what is at the devices stops anything.
+    #[must_use]
+    pub fn open(sockets: bool) -> Option<Self> {
+        let wall = Self::unguarded(GuardOptions::default())?;
+        if sockets {
+            wall.guard().reattach().expect("attach the programs of the cgroup");
+        }
+        wall.guard_devices();
+        Some(wall)
+    }
+
+    /// Builds it with programs that are loaded and attached nowhere.
+    #[must_use]
+    pub fn unguarded(options: GuardOptions) -> Option<Self> {
+        let lab = Lab::open(&[Need::Ip])?;
+        let [host, web, db] = [(); 3].map(|()| Arc::new(NetNs::new()));
+        let join = |device, at: [&str; 2], netns, inside, of: [&str; 2]| {
+            let host = VethEnd { netns: &host, device, addrs: &at };
+            NetNs::veth(host, VethEnd { netns, device: inside, addrs: &of });
+            for router in at {
+                let router = router.split('/').next().unwrap_or(router);
+                netns.ip(&format!("route add default via {router}"));
+            }
+        };
+        join(DEVICES[0], ["10.9.0.254/24", "fd09::ff/64"], &web, "web0", ["10.9.0.1/24", "fd09::1/64"]);
+        join(DEVICES[1], ["10.9.1.254/24", "fd09:1::ff/64"], &db, "db0", ["10.9.1.2/24", "fd09:1::2/64"]);
+        host.run(|| {
+            for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").expect("forward packets");
+            }
+        });
+        let guard = RefCell::new(Guard::load(&lab, options));
+        let party = |name, net: Arc<NetNs>, addrs: [&str; 2]| {
+            let cgroup = lab.cgroup().child(name);
+            let addrs = addrs.map(|addr| addr.parse().expect("an address"));
+            Party { name, actor: lab.actor(&cgroup, &net), cgroup, net, addrs }
+        };
+        let web = party("web", web, ["10.9.0.1", "fd09::1"]);
+        let db = party("db", db, ["10.9.1.2", "fd09:1::2"]);
+        let devices = DEVICES.map(|name| {
+            let line = host.ip(&format!("-o link show dev {name}"));
+            let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
+            Device { index, name: name.to_owned() }
+        });
+        let wall = Self { web, db, host, guard, devices, lab };
+        wall.allow(&[]);
+        Some(wall)
+    }
+
+    /// Puts the programs at both devices.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    pub fn guard_devices(&self) {
+        for (device, party) in self.devices.iter().zip([&self.web, &self.db]) {
+            let (host, cgroup) = (&self.host, party.cgroup.id());
+            let guarded = self.guard().inside(|d| host.run(|| d.guard_device(device, cgroup)));
+            guarded.expect("put programs at a device");
+        }
+    }
+
+    /// The host's end of `web` and of `db`.
+    #[must_use]
+    pub fn devices(&self) -> &[Device; 2] {
+        &self.devices
+    }
+
+    /// The lab around it.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The kernel programs. One look at a time.
+    ///
+    /// # Panics
+    ///
+    /// If it is being looked at.
+    pub fn guard(&self) -> RefMut<'_, Guard> {
+        self.guard.borrow_mut()
+    }
+
+    /// Allows what the rules say and nothing else, from the moment this returns.
+    ///
+    /// A rule is `web -> at-db: udp/53`, the exit, or `at-web -> db: udp/53`, the door.
+    ///
+    /// # Panics
+    ///
+    /// If a rule is none.
+    pub fn allow(&self, rules: &[&str]) -> Epoch {
+        self.apply("enforce", rules)
+    }
+
+    /// As [`Self::allow`], in a mode.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::allow`].
+    pub fn apply(&self, mode: &str, rules: &[&str]) -> Epoch {
+        let mut text = format!(
+            "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: {{ name: wall }}\nspec:\n  trustDomain: \
+             {TRUST_DOMAIN}\n  defaults: {{ mode: {mode} }}\n  workloads:\n",
+        );
+        // Writing to a String cannot fail.
+        for party in [&self.web, &self.db] {
+            let _ = writeln!(text, "    - {{ name: {}, select: {{ cgroup: {} }} }}", party.name, party.cgroup.path());
+        }
+        text.push_str("  externals:\n");
+        for party in [&self.web, &self.db] {
+            let [v4, v6] = party.addrs;
+            let _ = writeln!(text, "    - {{ name: at-{}, cidrs: [{v4}/32, \"{v6}/128\"] }}", party.name);
+        }
+        if !rules.is_empty() {
+            text.push_str("  allow:\n");
+        }
+        for rule in rules {
+            let (ends, ports) = rule.split_once(": ").expect("a rule is `a -> b: ports`");
+            let (from, to) = ends.split_once(" -> ").expect("a rule is `a -> b: ports`");
+            let _ = writeln!(text, "    - {{ from: {from}, to: {to}, ports: [{ports}] }}");
+        }
+        self.guard().apply(&text)
+    }
+
+    /// Allows `web` to call `db`, at the exit and at the door.
+    ///
+    /// # Panics
+    ///
+    /// If these are no ports.
+    pub fn open_way(&self, ports: &str) -> Epoch {
+        self.allow(&[&format!("web -> at-db: {ports}"), &format!("at-web -> db: {ports}")])
+    }
+
+    /// Watches for bytes in the namespace of `db`, as a sniffer there would.
+    #[must_use]
+    pub fn watch(&self, magic: &[u8]) -> Witness<'_> {
+        Witness::new(&self.db.net, magic)
+    }
+
+    /// What was denied since the last look. Packets that are under way are waited for.
+    ///
+    /// # Panics
+    ///
+    /// If the books do not balance.
+    pub fn denials(&self) -> Denials {
+        // The marks of a witness come by behind everything that was sent before, in whatever namespace.
+        let _ = self.watch(&magic()).arrived();
+        self.guard().denials()
+    }
+
+    /// An Ethernet header from `web` to the host, for what the host is to forward.
+    ///
+    /// # Panics
+    ///
+    /// If a device has no address.
+    #[must_use]
+    pub fn ethernet(&self) -> ([u8; 6], [u8; 6]) {
+        (hardware_address(&self.web.net, "web0"), hardware_address(&self.host, DEVICES[0]))
+    }
+
+    /// Lets `web` send a frame past every socket hook.
+    ///
+    /// # Errors
+    ///
+    /// Of sendto(2).
+    pub fn send_frame(&self, frame: &[u8], bypass: bool) -> Result<(), Errno> {
+        let command = Command::SendFrame { device: "web0".to_owned(), frame: frame.to_vec(), bypass };
+        self.web.actor.call(&command).map(drop)
+    }
+}
+
+fn hardware_address(netns: &NetNs, device: &str) -> [u8; 6] {
+    let line = netns.ip(&format!("-o link show dev {device}"));
+    let mut words = line.split_whitespace().skip_while(|word| *word != "link/ether");
+    let text = words.nth(1).expect("a veth has an Ethernet address");
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a byte in hex")).collect();
+    bytes.try_into().expect("six bytes")
+}
