@@ -468,3 +468,30 @@ fn programs_at_a_device_are_replaced_in_place_and_a_new_device_gets_its_own() {
     });
     stopped_at_the_exit(&wall, &wall.denials(), Reason::NoRule, 1);
 }
+
+#[test]
+fn a_new_owner_of_a_device_begins_without_flows() {
+    let Some(wall) = wall() else { return };
+    let [device, _] = wall.devices();
+    let own = |cgroup: u64| {
+        let (host, guarded) = (&wall.host, device.clone());
+        wall.guard().inside(|d| host.run(|| d.guard_device(&guarded, cgroup))).unwrap();
+    };
+    let (receiver, to) = wall.db.udp(Family::V4);
+    let (sender, from) = wall.web.udp(Family::V4);
+    wall.open_way("udp/any");
+    wall.web.actor.send_to(sender, to, b"ask").unwrap();
+    assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
+    own(wall.web.cgroup.id());
+    wall.db.actor.send_to(receiver, from, b"the same owner").unwrap();
+    assert_eq!(wall.web.actor.receive(sender, 1).unwrap().len(), 1);
+    assert_eq!(wall.denials().denied(), 0);
+    own(wall.db.cgroup.id());
+    wall.db.actor.send_to(receiver, from, b"another").unwrap();
+    let denials = wall.denials();
+    assert_eq!(denials.causes(), [(Hook::TcTo, Reason::NoRule)]);
+    assert_eq!(wall.web.actor.received(sender), Ok(vec![]));
+    own(wall.web.cgroup.id());
+    wall.db.actor.send_to(receiver, from, b"the first one again").unwrap();
+    assert_eq!(wall.denials().causes(), [(Hook::TcTo, Reason::NoRule)]);
+}

@@ -53,17 +53,19 @@ pub fn ew_tc_to(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
+    let epoch = policy::epoch();
+    // Flows are of one owner of a device: who else becomes that begins without any.
+    if !leaves && passes_to(skb, epoch) {
+        return TCX_NEXT;
+    }
     // SAFETY: the context.
     let ifindex = unsafe { (*skb).ifindex };
     // The agent names the owner before it attaches, so a device without one is not of this agent.
     let Some(&device) = (unsafe { DEV_OWNER.get(ifindex) }) else {
         return TCX_NEXT;
     };
-    let epoch = policy::epoch();
     if leaves {
         if passes_from(skb, device, epoch) { TCX_NEXT } else { judge_from(skb, device, epoch) }
-    } else if passes_to(skb, epoch) {
-        TCX_NEXT
     } else {
         judge_to(skb, device, epoch)
     }
@@ -106,7 +108,27 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
     } else {
         key(owner, dst, src, dst_port, src_port, proto)
     };
-    matches!(find(&mut key, epoch, leaves, tcp_flags, None).known, Known::Live(_))
+    // Who calls has the higher port, nearly always: so one look is enough.
+    let by_own = src_port > dst_port;
+    by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
+        || !asks(proto, tcp_flags, None) && is_live(&mut key, epoch, leaves, tcp_flags, true)
+        || !by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
+}
+
+#[inline(always)]
+fn is_live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> bool {
+    matches!(see(key, epoch, leaves, tcp_flags, reply), Known::Live(_))
+}
+
+/// Looks up a flow in which a packet that leaves, or enters, is a reply or is not.
+#[inline(always)]
+fn see(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> Known {
+    key.direction = u8::from(leaves == reply);
+    if key.proto == proto::TCP {
+        flows::see_segment(key, epoch, reply, tcp_flags, boot_seconds)
+    } else {
+        flows::see(key, epoch, reply, boot_seconds)
+    }
 }
 
 #[inline(always)]
@@ -137,24 +159,15 @@ struct Found {
 /// packet begins.
 #[inline(always)]
 fn find(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, echo: Option<u8>) -> Found {
-    let see = |key: &FlowKey, reply| {
-        if key.proto == proto::TCP {
-            flows::see_segment(key, epoch, reply, tcp_flags, boot_seconds)
-        } else {
-            flows::see(key, epoch, reply, boot_seconds)
-        }
-    };
     // What asks is no answer, whatever its ports or its identifier are.
     if !asks(key.proto, tcp_flags, echo) {
-        key.direction = u8::from(leaves);
-        let known = see(key, true);
+        let known = see(key, epoch, leaves, tcp_flags, true);
         // And an answer to an echo is part of nothing else.
         if !matches!(known, Known::No) || echo == Some(0) {
             return Found { known, reply: true };
         }
     }
-    key.direction = u8::from(!leaves);
-    Found { known: see(key, false), reply: false }
+    Found { known: see(key, epoch, leaves, tcp_flags, false), reply: false }
 }
 
 /// Says whether a packet can only be the first of a flow.

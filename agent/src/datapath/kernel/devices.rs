@@ -2,11 +2,11 @@
 
 use std::{io, os::fd::AsFd as _};
 
-use agent_common::layout::names::program;
+use agent_common::layout::{device_owner, names::program};
 use aya::programs::{LinkOrder, Program, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions};
 
 use super::{Datapath, DatapathError};
-use crate::datapath::sys;
+use crate::datapath::{sys, table::TableError};
 
 /// The host's side of a workload's device, in the caller's network namespace.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,7 +32,11 @@ impl Datapath {
     /// [`DatapathError`] with the program that failed; the device must then not be called guarded.
     pub fn guard_device(&mut self, device: &Device, cgroup: u64) -> Result<(), DatapathError> {
         // First, because a device without an owner is left alone by the programs.
+        let before = self.dev_owner.get(&device.index)?;
         self.dev_owner.put(&device.index, &cgroup)?;
+        if before != Some(cgroup) {
+            self.forget_flows(device.index)?;
+        }
         for name in program::DEVICE {
             let failed = |verb, source| DatapathError::Program { verb, program: name, source };
             let pin = self.pins.link(&pin_name(name, device.index));
@@ -70,6 +74,21 @@ impl Datapath {
             }
         }
         self.dev_owner.remove(&index)?;
+        Ok(self.forget_flows(index)?)
+    }
+
+    /// Forgets the flows of a device, so that nobody goes on with those of another workload.
+    fn forget_flows(&self, index: u32) -> Result<(), TableError> {
+        let owner = device_owner(index);
+        if self.flow_quota.get(&owner)?.is_none() {
+            return Ok(());
+        }
+        for key in self.flows.keys()? {
+            if key.owner == owner {
+                self.flows.remove(&key)?;
+            }
+        }
+        self.flow_quota.remove(&owner)?;
         Ok(())
     }
 
