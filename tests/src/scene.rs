@@ -148,6 +148,22 @@ pub fn policy(lab: &Lab, rules: &str, more: &str) -> String {
     )
 }
 
+/// A policy that calls the cgroup `web` by the name `is`, and lets the name `allowed` reach `db` by UDP. Of
+/// `alpha` and `beta`, the other name is nobody's. `other` may reach `db` by TCP always.
+#[must_use]
+pub fn renamed(lab: &Lab, is: &str, allowed: &str, port: u16) -> String {
+    let scope = lab.cgroup().path();
+    let workload =
+        |(name, cgroup): (&str, &str)| format!("    - {{ name: {name}, select: {{ cgroup: {scope}/{cgroup} }} }}\n");
+    let web = |name: &'static str| (name, if name == is { "web" } else { "nobody" });
+    format!(
+        "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: {{ name: flip }}\nspec:\n  trustDomain: \
+         lab.example\n  defaults: {{ mode: enforce }}\n  workloads:\n{}  allow:\n    - {{ from: {allowed}, to: db, \
+         ports: [udp/{port}] }}\n    - {{ from: other, to: db, ports: [tcp/{port}] }}\n",
+        [web("alpha"), web("beta"), ("db", "db"), ("other", "other")].map(workload).concat()
+    )
+}
+
 /// Sends one datagram from a new socket; gives what sendto(2) said.
 ///
 /// # Errors

@@ -9,47 +9,21 @@ use std::{
 };
 
 use tests::{
-    lab::{AgentOptions, Family, Kind, Lab, Witness, magic},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, repetitions},
+    lab::{AgentOptions, Family, Kind, Witness, magic},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, renamed, repetitions},
 };
 
-/// A policy that calls the cgroup `web` by the name `is`, and lets the name `allowed` reach `db`. The
-/// other name is nobody's. `other` may reach `db` always.
-fn named(lab: &Lab, is: &str, allowed: &str) -> String {
-    let scope = lab.cgroup().path();
-    let cgroup = |name: &str| if name == is { "web" } else { "nobody" };
-    format!(
-        "apiVersion: eastwall.dev/v1alpha1
-kind: Policy
-metadata: {{ name: flip }}
-spec:
-  trustDomain: lab.example
-  defaults: {{ mode: enforce }}
-  workloads:
-    - {{ name: alpha, select: {{ cgroup: {scope}/{} }} }}
-    - {{ name: beta, select: {{ cgroup: {scope}/{} }} }}
-    - {{ name: db, select: {{ cgroup: {scope}/db }} }}
-    - {{ name: other, select: {{ cgroup: {scope}/other }} }}
-  allow:
-    - {{ from: {allowed}, to: db, ports: [udp/5432] }}
-    - {{ from: other, to: db, ports: [tcp/5432] }}
-",
-        cgroup("alpha"),
-        cgroup("beta"),
-    )
-}
-
 fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
-    let flips = repetitions(100, 5_000);
+    let flips = repetitions(100, 1_000);
     let options = AgentOptions { fast_refusal, ..AgentOptions::default() };
-    let Some(scene) = Scene::open_by(|lab| named(lab, "alpha", "alpha"), &options) else { return };
+    let Some(scene) = Scene::open_by(|lab| renamed(lab, "alpha", "alpha", PORT), &options) else { return };
     let (receiver, to) = scene.db.udp_bind(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
     let sender = scene.web.socket(Family::V4, Kind::Datagram, 0).unwrap();
     scene.web.send_to(sender, to, b"control").unwrap();
     assert_eq!(scene.db.receive(receiver, 1).unwrap()[0].data, b"control");
 
-    let a = named(&scene.lab, "alpha", "beta");
-    let b = named(&scene.lab, "beta", "alpha");
+    let a = renamed(&scene.lab, "alpha", "beta", PORT);
+    let b = renamed(&scene.lab, "beta", "alpha", PORT);
     scene.agent.apply(&a);
     let (listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
     let caller = scene.other.tcp_connect(addr, LONG).unwrap();
@@ -94,7 +68,7 @@ fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
         kept.into_inner()
     );
     // The same flow, under the mixture that neither is.
-    scene.agent.apply(&named(&scene.lab, "beta", "beta"));
+    scene.agent.apply(&renamed(&scene.lab, "beta", "beta", PORT));
     scene.web.send_to(sender, to, b"control").unwrap();
     assert_eq!(scene.db.receive(receiver, 1).unwrap()[0].data, b"control");
     let status = scene.agent.balance();
