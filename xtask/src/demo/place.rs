@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Pid, Signal, kill_process},
+};
 
 use super::cgroup;
 use crate::setup::machine;
@@ -28,6 +31,8 @@ pub struct Place {
     pub cgroup: PathBuf,
     /// Pins of the agent, on bpffs.
     pub pins: PathBuf,
+    /// The bpffs of the demo, where the host has none: systemd mounts one, others may not.
+    own_bpffs: PathBuf,
 }
 
 impl Place {
@@ -35,15 +40,13 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// cgroup2 or bpffs is not mounted.
+    /// cgroup2 is not mounted.
     pub fn find() -> Result<Self> {
-        let bpffs = machine::mounts("bpf")?.into_iter().next();
-        let bpffs = bpffs.context("bpffs is not mounted: mount -t bpf bpf /sys/fs/bpf")?;
-        Ok(Self {
-            dir: "/run/eastwall-demo".into(),
-            cgroup: cgroup::mount()?.join(SCOPE.trim_start_matches('/')),
-            pins: Path::new(&bpffs).join("eastwall-demo"),
-        })
+        let dir = PathBuf::from("/run/eastwall-demo");
+        let own_bpffs = dir.join("bpf");
+        let bpffs = machine::mounts("bpf")?.into_iter().next().map_or_else(|| own_bpffs.clone(), PathBuf::from);
+        let cgroup = cgroup::mount()?.join(SCOPE.trim_start_matches('/'));
+        Ok(Self { dir, cgroup, pins: bpffs.join("eastwall-demo"), own_bpffs })
     }
 
     /// Makes the directories and the cgroups.
@@ -54,6 +57,10 @@ impl Place {
     pub fn make(&self) -> Result<()> {
         fs::create_dir_all(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
         self.record("demo", std::process::id())?;
+        if self.pins.starts_with(&self.own_bpffs) && !is_mounted(&self.own_bpffs)? {
+            fs::create_dir_all(&self.own_bpffs).with_context(|| format!("make {}", self.own_bpffs.display()))?;
+            mount("bpf", &self.own_bpffs, "bpf", MountFlags::empty(), Some(c"mode=700")).context("mount a bpffs")?;
+        }
         for name in CGROUPS {
             fs::create_dir_all(self.cgroup.join(name)).with_context(|| format!("make the cgroup {SCOPE}/{name}"))?;
         }
@@ -110,6 +117,9 @@ impl Place {
         }
         cgroup::remove(&self.cgroup)?;
         for dir in [&self.pins, &self.dir] {
+            if dir == &self.dir && is_mounted(&self.own_bpffs)? {
+                unmount(&self.own_bpffs, UnmountFlags::DETACH).context("unmount the bpffs of the demo")?;
+            }
             match fs::remove_dir_all(dir) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(e).with_context(|| format!("remove {}", dir.display()));
@@ -135,6 +145,10 @@ impl Place {
         });
         Ok(running.collect())
     }
+}
+
+fn is_mounted(bpffs: &Path) -> Result<bool> {
+    Ok(machine::mounts("bpf")?.iter().any(|mounted| Path::new(mounted) == bpffs))
 }
 
 /// Returns when a process started, in ticks since boot: field 22 of proc_pid_stat(5). None if it ended.
