@@ -71,6 +71,13 @@ pub const fn is_fresh(state: &SockState, jiffies: u32) -> bool {
     jiffies.wrapping_sub(state.seen) < SOCKET_REMEMBERS_JIFFIES
 }
 
+/// What a socket notes as the time of a connect, for [`just_asked`]: 0 stands for none.
+#[inline(always)]
+#[must_use]
+pub const fn asked_at(jiffies: u32) -> u32 {
+    if jiffies == 0 { 1 } else { jiffies }
+}
+
 /// Says whether connect asked just now for what a TCP socket remembers, so that a SYN which leaves now needs
 /// no judgement of its own. A later one does: its destination may be somebody else's by then.
 #[inline(always)]
@@ -155,5 +162,10 @@ mod tests {
         assert!(just_asked(&state, 100) && just_asked(&state, 99 + SYN_FOLLOWS_JIFFIES));
         assert!(!just_asked(&state, 100 + SYN_FOLLOWS_JIFFIES) && !just_asked(&state, 99));
         assert!(!just_asked(&SockState { seen: 0, ..state }, 0), "a packet was judged, and no connect");
+        for jiffies in [1, 2, 3, u32::MAX - 1, u32::MAX] {
+            let asked = SockState { seen: asked_at(jiffies), ..state };
+            assert!((0..SYN_FOLLOWS_JIFFIES).all(|later| just_asked(&asked, jiffies.wrapping_add(later))), "{jiffies}");
+        }
+        assert_ne!(asked_at(0), 0);
     }
 }

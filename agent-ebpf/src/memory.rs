@@ -122,8 +122,8 @@ pub unsafe fn remember(stored: *mut SockState, case: &Case, valid_until: u32) {
 /// As [`remember`].
 #[inline(always)]
 pub unsafe fn remember_call(stored: *mut SockState, case: &Case, valid_until: u32) {
-    // SAFETY: the caller's promise. 0 stands for no call.
-    unsafe { note(stored, case, 0, valid_until, flows::jiffies() | 1) };
+    // SAFETY: the caller's promise.
+    unsafe { note(stored, case, 0, valid_until, cached::asked_at(flows::jiffies())) };
 }
 
 /// # Safety
