@@ -6,6 +6,7 @@
 //! table or the owner's quota is full, new flows are denied, and running ones go on.
 
 use agent_common::{
+    flow::proto,
     layout::{FlowKey, FlowState, TICK_SHIFT, idle_limit, ways},
     parse::tcp,
 };
@@ -15,6 +16,7 @@ use crate::{
     atomic,
     maps::{FLOW_QUOTA, FLOWS},
     policy,
+    sockets::{self, Addr},
 };
 
 /// What the table says about a flow.
@@ -28,36 +30,90 @@ pub enum Known {
     No,
 }
 
-/// Looks a flow up and notes the packet. `reply`: the packet goes against the flow's direction.
+/// What [`find`] finds.
+pub struct Found {
+    /// What the table says about the flow.
+    pub known: Known,
+    /// The packet goes against the direction of its flow.
+    pub reply: bool,
+}
+
+/// A key whose direction is still to be set. Ports in host order.
 #[inline(always)]
-pub fn see(key: &FlowKey, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -> u32) -> Known {
-    match FLOWS.get_ptr_mut(key) {
-        // SAFETY: a live element.
-        Some(state) => unsafe { note(state, epoch, reply, boot_seconds) },
-        None => Known::No,
+pub fn key(owner: u64, local: &Addr, peer: &Addr, local_port: u16, peer_port: u16, proto: u8) -> FlowKey {
+    let mut key = FlowKey {
+        owner,
+        local_addr: [0; 16],
+        peer_addr: [0; 16],
+        local_port,
+        peer_port,
+        proto,
+        direction: 0,
+        reserved: [0; 2],
+    };
+    sockets::store(&mut key.local_addr, *local);
+    sockets::store(&mut key.peer_addr, *peer);
+    key
+}
+
+/// Looks up the flow of a packet that leaves its owner or enters it, and notes the packet. Afterwards the key
+/// has the direction of that flow, or of the one that the packet begins.
+#[inline(always)]
+pub fn find(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, echo: Option<u8>) -> Found {
+    // What asks is no answer, whatever its ports or its identifier are.
+    if !asks(key.proto, tcp_flags, echo) {
+        let known = see(key, epoch, leaves, tcp_flags, true);
+        // And an answer to an echo is part of nothing else.
+        if !matches!(known, Known::No) || echo == Some(0) {
+            return Found { known, reply: true };
+        }
+    }
+    Found { known: see(key, epoch, leaves, tcp_flags, false), reply: false }
+}
+
+/// Says whether a packet can only be the first of a flow.
+#[inline(always)]
+pub const fn asks(protocol: u8, tcp_flags: u8, echo: Option<u8>) -> bool {
+    match protocol {
+        proto::TCP => tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
+        _ => matches!(echo, Some(8)),
     }
 }
 
-/// As [`see`], for a segment of TCP where no socket keeps the state of its connection.
+/// Looks up the flow in which a packet is a reply, or is not, and notes the packet.
+#[inline(always)]
+pub fn see(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> Known {
+    key.direction = u8::from(leaves == reply);
+    let Some(state) = FLOWS.get_ptr_mut(&*key) else {
+        return Known::No;
+    };
+    // SAFETY: a live element.
+    unsafe {
+        let known = note(state, epoch, reply);
+        if key.proto == proto::TCP && !matches!(known, Known::No) {
+            note_segment(state, reply, tcp_flags);
+        }
+        known
+    }
+}
+
+/// Notes a segment of TCP, where no socket keeps the state of its connection.
 ///
 /// A connection that was answered may be silent for longer than other flows, until one end says that it is
 /// over. Only the answer to a SYN makes it one.
+///
+/// # Safety
+///
+/// `state` is a live element of the table.
 #[inline(always)]
-pub fn see_segment(key: &FlowKey, epoch: u32, reply: bool, tcp_flags: u8, boot_seconds: impl FnOnce() -> u32) -> Known {
-    let Some(state) = FLOWS.get_ptr_mut(key) else {
-        return Known::No;
-    };
-    // SAFETY: a live element; as in `note`.
+unsafe fn note_segment(state: *mut FlowState, reply: bool, tcp_flags: u8) {
+    // SAFETY: the caller's promise; as in `note`.
     unsafe {
-        let known = note(state, epoch, reply, boot_seconds);
-        if tcp_flags & (tcp::FIN | tcp::RST | tcp::SYN) != 0 && !matches!(known, Known::No) {
-            if tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-                (*state).both_ways = (*state).both_ways.min(ways::BOTH);
-            } else if reply {
-                (*state).both_ways = ways::CONNECTION;
-            }
+        if tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+            (*state).ways = (*state).ways.min(ways::BOTH);
+        } else if reply && tcp_flags & tcp::SYN != 0 {
+            (*state).ways = ways::CONNECTION;
         }
-        known
     }
 }
 
@@ -65,22 +121,22 @@ pub fn see_segment(key: &FlowKey, epoch: u32, reply: bool, tcp_flags: u8, boot_s
 ///
 /// `state` is a live element of the table.
 #[inline(always)]
-unsafe fn note(state: *mut FlowState, epoch: u32, reply: bool, boot_seconds: impl FnOnce() -> u32) -> Known {
+unsafe fn note(state: *mut FlowState, epoch: u32, reply: bool) -> Known {
     let now = tick();
     // SAFETY: the caller's promise; fields are written whole, and a lost update costs a tick of idle time.
     unsafe {
         let idle = now.wrapping_sub((*state).last_seen);
-        if idle > idle_limit((*state).both_ways) {
+        if idle > idle_limit((*state).ways) {
             return Known::No;
         }
         if idle != 0 {
             (*state).last_seen = now;
         }
-        if reply && (*state).both_ways == ways::ONE {
-            (*state).both_ways = ways::BOTH;
+        if reply && (*state).ways == ways::ONE {
+            (*state).ways = ways::BOTH;
         }
         let valid_until = (*state).valid_until;
-        if (*state).epoch != epoch || (valid_until != 0 && boot_seconds() >= valid_until) {
+        if (*state).epoch != epoch || (valid_until != 0 && policy::boot_seconds() >= valid_until) {
             return Known::Stale;
         }
         Known::Live(valid_until)
@@ -91,7 +147,7 @@ unsafe fn note(state: *mut FlowState, epoch: u32, reply: bool, boot_seconds: imp
 #[inline(never)]
 pub fn record(key: &FlowKey, epoch: u32, valid_until: u32, peer_cgroup: u64) -> bool {
     let quota = policy::settings(epoch & 1).map_or(0, |s| s.flow_quota);
-    let state = FlowState { epoch, valid_until, last_seen: tick(), both_ways: 0, peer_cgroup };
+    let state = FlowState { epoch, valid_until, last_seen: tick(), ways: ways::ONE, peer_cgroup };
     if let Some(old) = FLOWS.get_ptr_mut(key) {
         // SAFETY: a live element. The verdict's fields are written one by one, so the epoch comes last:
         // until then the entry is stale and the packet is judged again.
@@ -133,8 +189,7 @@ pub fn forget(key: &FlowKey) {
 pub fn forget_unless(key: &FlowKey, peer_cgroup: u64) {
     // SAFETY: a live element, read only.
     if FLOWS.get_ptr_mut(key).is_some_and(|state| unsafe { (*state).peer_cgroup } != peer_cgroup) {
-        // Somebody else has removed it, if this fails.
-        let _ = FLOWS.remove(key);
+        forget(key);
     }
 }
 

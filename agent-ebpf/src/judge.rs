@@ -4,12 +4,13 @@ use agent_common::{
     builtin,
     flow::{Direction, Flow, icmp_port, proto},
     id::{IdentityId, RuleNumber},
-    layout::{IdentSlot, KnownBy, Role},
+    layout::{FlowKey, Hook, IdentSlot, KnownBy, Role},
     parse::{Packet, plain::Plain},
-    verdict::{Decision, Mode},
+    verdict::{Decision, Mode, Verdict},
 };
 
 use crate::{
+    flows, log,
     peer::Peer,
     policy,
     sockets::{self, Addr},
@@ -62,9 +63,42 @@ pub struct Case {
 }
 
 impl Case {
-    /// Takes over what a packet says.
+    /// One about this end, without a packet.
     #[inline(always)]
-    pub const fn read(&mut self, packet: &Packet, leaves: bool) {
+    pub const fn new(hook: Hook, leaves: bool, cgroup: u64, slot: IdentSlot, epoch: u32) -> Self {
+        Self {
+            local_addr: [0; 2],
+            peer_addr: [0; 2],
+            slot,
+            peer: Peer::UNKNOWN,
+            cgroup,
+            peer_cgroup: 0,
+            task: IdentityId(0),
+            epoch,
+            ifindex: 0,
+            bytes: 0,
+            local_port: 0,
+            peer_port: 0,
+            icmp_id: 0,
+            icmp: [0; 2],
+            proto: 0,
+            tcp_flags: 0,
+            has_payload: 0,
+            hook: hook as u8,
+            leaves,
+            role: if leaves { Role::Caller } else { Role::Callee },
+        }
+    }
+
+    /// Takes over what a packet says. For each direction by itself: an address is at a constant offset then,
+    /// which the verifier wants.
+    #[inline(always)]
+    pub const fn read(&mut self, packet: &Packet) {
+        if self.leaves { self.read_as(packet, true) } else { self.read_as(packet, false) }
+    }
+
+    #[inline(always)]
+    const fn read_as(&mut self, packet: &Packet, leaves: bool) {
         let (local, peer) = if leaves { (&packet.src, &packet.dst) } else { (&packet.dst, &packet.src) };
         self.local_addr = *sockets::load(local);
         self.peer_addr = *sockets::load(peer);
@@ -93,6 +127,14 @@ impl Case {
     #[inline(always)]
     pub const fn echo(&self) -> Option<u8> {
         self.as_icmp().echo()
+    }
+
+    /// The key of its flow in the table, under an owner; the direction is still to be set.
+    #[inline(always)]
+    pub fn flow_key(&self, owner: u64) -> FlowKey {
+        let (local_port, peer_port) =
+            if self.echo().is_some() { (self.icmp_id, self.icmp_id) } else { (self.local_port, self.peer_port) };
+        flows::key(owner, &self.local_addr, &self.peer_addr, local_port, peer_port, self.proto)
     }
 
     /// The part of the packet that tells ICMP messages apart.
@@ -178,6 +220,18 @@ impl Case {
         if may_be_dns && self.asks_resolver() {
             *out = Decision::builtin(RuleNumber::BUILTIN_DNS);
         }
+    }
+
+    /// Applies the mode to the decision on a packet. What is to be reported is logged, and handed to `report`.
+    #[inline(always)]
+    pub fn conclude(&self, decision: &Decision, report: impl FnOnce(Verdict)) -> Verdict {
+        let mode = self.typed_mode();
+        let verdict = mode.apply(decision);
+        if mode.reports(decision) {
+            log::denial(self, decision);
+            report(verdict);
+        }
+        verdict
     }
 
     /// The mode as a type.

@@ -17,7 +17,7 @@ use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use crate::{
     flows, globals, headers,
     judge::Case,
-    policy::BootClock,
+    policy,
     sockets::{self, Addr, state},
 };
 
@@ -91,7 +91,7 @@ fn remembered(sk: *mut bpf_sock, epoch: u32) -> Option<&'static SockState> {
 
 #[inline(always)]
 fn holds(stored: &SockState, flow: &Tuple, epoch: u32) -> bool {
-    cached::holds(stored, flow, epoch, now, &globals::keys())
+    cached::holds(stored, flow, epoch, || BootSeconds(policy::boot_seconds()), &globals::keys())
 }
 
 #[inline(always)]
@@ -172,10 +172,4 @@ pub unsafe fn forget_peer(stored: *mut SockState, addr: &Addr, port: u16) {
             forget(stored);
         }
     }
-}
-
-#[inline(always)]
-fn now() -> BootSeconds {
-    use agent_common::decide::Clock as _;
-    BootClock.boot_seconds()
 }

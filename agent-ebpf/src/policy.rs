@@ -37,7 +37,7 @@ impl PolicyMap for KernelPolicy {
 }
 
 /// The boot clock.
-pub struct BootClock;
+struct BootClock;
 
 impl Clock for BootClock {
     #[inline(always)]
@@ -45,6 +45,12 @@ impl Clock for BootClock {
         // SAFETY: no arguments, no state.
         BootSeconds((unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32)
     }
+}
+
+/// Returns the seconds on the boot clock.
+#[inline(always)]
+pub fn boot_seconds() -> u32 {
+    BootClock.boot_seconds().0
 }
 
 /// Returns the epoch in force. Read once in a run of a program, before anything else of the policy.

@@ -10,6 +10,9 @@ use crate::{
     policy,
 };
 
+/// The cgroup at the root of the hierarchy: the kernel's own sockets live there.
+pub const ROOT_CGROUP: u64 = 1;
+
 /// Returns what `side` says about a cgroup; without a label it is `unknown`, in the mode set for such.
 #[inline(always)]
 pub fn slot_of(cgroup: u64, uid: impl FnOnce() -> u32, side: u32) -> IdentSlot {

@@ -10,10 +10,10 @@ pub const TICK_SHIFT: u32 = 30;
 /// For so long a socket's own storage may answer in the place of the flow table: 1 to 10 s, by the rate of
 /// the kernel's timer interrupt.
 pub const SOCKET_REMEMBERS_JIFFIES: u32 = 1024;
-/// A SYN that leaves within this time after connect asked for it, about as long as connect takes, is that one.
-pub const SYN_FOLLOWS_JIFFIES: u32 = 4;
 /// At most so many ticks are that, with the slowest timer, which has 100 interrupts in a second.
 pub const SOCKET_REMEMBERS_TICKS: u32 = 10;
+/// A SYN that leaves within this time after connect asked for it, about as long as connect takes, is that one.
+pub const SYN_FOLLOWS_JIFFIES: u32 = 4;
 /// Idle ticks after which a flow seen in one direction only is forgotten: 30 s, and what a socket may
 /// have kept to itself.
 pub const IDLE_ONE_WAY_TICKS: u32 = 28 + SOCKET_REMEMBERS_TICKS;
@@ -24,7 +24,7 @@ pub const IDLE_BOTH_WAYS_TICKS: u32 = 168 + SOCKET_REMEMBERS_TICKS;
 /// than a usual keepalive takes to find out that its peer is gone.
 pub const IDLE_CONNECTION_TICKS: u32 = 8192;
 
-/// Values of [`FlowState::both_ways`].
+/// Values of [`FlowState::ways`].
 pub mod ways {
     /// One direction was seen.
     pub const ONE: u32 = 0;
@@ -34,11 +34,11 @@ pub mod ways {
     pub const CONNECTION: u32 = 2;
 }
 
-/// Returns the idle ticks after which a flow is forgotten, by its [`FlowState::both_ways`].
+/// Returns the idle ticks after which a flow is forgotten, by its [`FlowState::ways`].
 #[inline(always)]
 #[must_use]
-pub const fn idle_limit(both_ways: u32) -> u32 {
-    match both_ways {
+pub const fn idle_limit(ways: u32) -> u32 {
+    match ways {
         ways::ONE => IDLE_ONE_WAY_TICKS,
         ways::CONNECTION => IDLE_CONNECTION_TICKS,
         _ => IDLE_BOTH_WAYS_TICKS,
@@ -150,9 +150,9 @@ pub struct FlowState {
     pub valid_until: u32,
     /// Tick (2³⁰ ns) of the newest packet that asked the table.
     pub last_seen: u32,
-    /// Of [`ways`].
-    pub both_ways: u32,
+    /// Which ways packets went, of [`ways`].
+    pub ways: u32,
     /// Cgroup of the other end's socket when it was judged; 0 = the other end is known by its address.
     pub peer_cgroup: u64,
 }
-layout!(FlowState, size 24, epoch @ 0, valid_until @ 4, last_seen @ 8, both_ways @ 12, peer_cgroup @ 16);
+layout!(FlowState, size 24, epoch @ 0, valid_until @ 4, last_seen @ 8, ways @ 12, peer_cgroup @ 16);

@@ -4,7 +4,7 @@
 use agent_common::{
     flow::proto,
     id::RuleNumber,
-    layout::{DenyRecord, FlowKey, Hook, KnownBy, Role, SockState, record_flags},
+    layout::{DenyRecord, Hook, KnownBy, Role, SockState, record_flags},
     parse::{Packet, tcp},
     verdict::{Decision, Verdict},
 };
@@ -22,18 +22,16 @@ use crate::{
     flows::Known,
     headers,
     judge::Case,
-    log, memory,
+    memory,
     on_error::{Error, on_error},
     peer::{self, Peer},
-    policy::{self, BootClock},
+    policy,
     sockets::{self, Tuple, state},
     who,
 };
 
 /// The loopback device has this index in every network namespace.
 const LOOPBACK: u32 = 1;
-/// The cgroup at the root of the hierarchy: the kernel's own sockets live there.
-const ROOT_CGROUP: u64 = 1;
 
 /// Judges what sockets send.
 #[cgroup_skb(egress)]
@@ -68,34 +66,13 @@ fn judge_ingress(skb: *mut __sk_buff, epoch: u32) -> i32 {
 
 #[inline(always)]
 fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
-    let side = epoch & 1;
     // SAFETY: the context; the helper answers for the socket that the program runs on.
     let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
     // SAFETY: the context.
-    let (ifindex, bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
-    let mut case = Case {
-        local_addr: [0; 2],
-        peer_addr: [0; 2],
-        local_port: 0,
-        peer_port: 0,
-        icmp_id: 0,
-        icmp: [0; 2],
-        proto: 0,
-        tcp_flags: 0,
-        has_payload: 0,
-        // SAFETY: the context.
-        slot: who::slot_of(cgroup, || unsafe { bpf_get_socket_uid(skb) }, side),
-        peer: Peer::UNKNOWN,
-        cgroup,
-        peer_cgroup: 0,
-        task: agent_common::id::IdentityId(0),
-        epoch,
-        ifindex,
-        bytes,
-        hook: if leaves { Hook::Egress as u8 } else { Hook::Ingress as u8 },
-        leaves,
-        role: if leaves { Role::Caller } else { Role::Callee },
-    };
+    let slot = who::slot_of(cgroup, || unsafe { bpf_get_socket_uid(skb) }, epoch & 1);
+    let mut case = Case::new(if leaves { Hook::Egress } else { Hook::Ingress }, leaves, cgroup, slot, epoch);
+    // SAFETY: the context.
+    (case.ifindex, case.bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
     let mut decision = on_error(&Error::NoSocket);
     let failed = read_case(skb, &mut case);
     if failed != 0 {
@@ -121,11 +98,7 @@ fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
     }
     let mut packet = Packet::default();
     let failed = headers::ew_read_packet(skb, &raw mut packet);
-    if case.leaves {
-        case.read(&packet, true)
-    } else {
-        case.read(&packet, false)
-    }
+    case.read(&packet);
     failed
 }
 
@@ -137,10 +110,10 @@ fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
 #[inline(always)]
 fn kernel_answers(skb: *mut __sk_buff, case: &Case) -> bool {
     if case.proto == proto::TCP && case.tcp_flags & tcp::RST != 0 && case.has_payload == 0 {
-        return case.cgroup == ROOT_CGROUP || tcp_socket(skb).is_some();
+        return case.cgroup == who::ROOT_CGROUP || tcp_socket(skb).is_some();
     }
     case.leaves
-        && case.cgroup == ROOT_CGROUP
+        && case.cgroup == who::ROOT_CGROUP
         && (case.as_icmp().is_icmp_error()
             || case.as_icmp().is_neighbour_discovery()
             || case.ifindex == LOOPBACK && case.echo() == Some(0))
@@ -230,46 +203,21 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
     if case.leaves && case.proto == proto::UDP && case.ifindex == LOOPBACK {
         say_who_sends(skb, case);
     }
-    let mut key = FlowKey {
-        owner: case.cgroup,
-        local_addr: [0; 16],
-        peer_addr: [0; 16],
-        local_port: case.local_port,
-        peer_port: case.peer_port,
-        proto: case.proto,
-        direction: if case.leaves { 1 } else { 0 },
-        reserved: [0; 2],
-    };
-    sockets::store(&mut key.local_addr, case.local_addr);
-    sockets::store(&mut key.peer_addr, case.peer_addr);
     let echo = case.echo();
-    if echo.is_some() {
-        key.local_port = case.icmp_id;
-        key.peer_port = case.icmp_id;
-    }
-    // Against the direction of a flow that the other side began: a reply. An echo request never is
-    // one, whatever its identifier.
-    let mut role = if case.leaves { Role::Caller } else { Role::Callee };
-    let reply = if echo == Some(8) { Known::No } else { flows::see(&key, case.epoch, true, boot_seconds) };
-    match reply {
+    let mut key = case.flow_key(case.cgroup);
+    let flows::Found { known, reply } = flows::find(&mut key, case.epoch, case.leaves, 0, echo);
+    case.role = if case.leaves == reply { Role::Callee } else { Role::Caller };
+    match known {
         Known::Live(valid_until) => {
             remember_datagram(skb, case, valid_until);
             return Verdict::Allow as i32;
         }
-        Known::Stale => role = if case.leaves { Role::Callee } else { Role::Caller },
-        Known::No => {
-            if echo == Some(0) {
-                *decision = on_error(&Error::NoFlow);
-                return finish(skb, case, decision);
-            }
-            key.direction = if case.leaves { 0 } else { 1 };
-            if let Known::Live(valid_until) = flows::see(&key, case.epoch, false, boot_seconds) {
-                remember_datagram(skb, case, valid_until);
-                return Verdict::Allow as i32;
-            }
+        Known::No if echo == Some(0) => {
+            *decision = on_error(&Error::NoFlow);
+            return finish(skb, case, decision);
         }
+        Known::Stale | Known::No => {}
     }
-    case.role = role;
     if echo == Some(0) {
         // The rule for an echo flow is the one for its request.
         case.icmp[0] = if case.proto == proto::ICMP { 8 } else { 128 };
@@ -309,18 +257,7 @@ fn say_who_sends(skb: *mut __sk_buff, case: &Case) {
     if receiver == 0 {
         return;
     }
-    let mut key = FlowKey {
-        owner: receiver,
-        local_addr: [0; 16],
-        peer_addr: [0; 16],
-        local_port: case.peer_port,
-        peer_port: case.local_port,
-        proto: proto::UDP,
-        direction: 0,
-        reserved: [0; 2],
-    };
-    sockets::store(&mut key.local_addr, case.peer_addr);
-    sockets::store(&mut key.peer_addr, case.local_addr);
+    let mut key = flows::key(receiver, &case.peer_addr, &case.local_addr, case.peer_port, case.local_port, proto::UDP);
     flows::forget_unless(&key, case.cgroup);
     key.direction = 1;
     flows::forget_unless(&key, case.cgroup);
@@ -385,7 +322,7 @@ fn peer_of(skb: *mut __sk_buff, case: &mut Case) -> Peer {
     }
     if !matches!(case.proto, proto::TCP | proto::UDP) {
         // Over loopback nothing but TCP and UDP can be looked up; what is left goes to the kernel.
-        let host = peer::by_cgroup(ROOT_CGROUP, side);
+        let host = peer::by_cgroup(who::ROOT_CGROUP, side);
         return Peer { known_by: KnownBy::Host, ..host };
     }
     let mut tuple = Tuple::new(&case.local_addr, case.local_port, &case.peer_addr, case.peer_port);
@@ -408,13 +345,7 @@ fn passes(case: &Case, decision: &Decision) -> bool {
 /// Applies the mode, reports a denial, returns the hook's code.
 #[inline(always)]
 fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
-    let mode = case.typed_mode();
-    let verdict = mode.apply(decision);
-    if mode.reports(decision) {
-        log::denial(case, decision);
-        report(skb, case, decision, verdict as u32);
-    }
-    verdict as i32
+    case.conclude(decision, |verdict| report(skb, case, decision, verdict as u32)) as i32
 }
 
 #[inline(never)]
@@ -443,12 +374,6 @@ fn describe(stored: &SockState, record: &mut DenyRecord, leaves: bool) {
         record.comm = stored.comm;
         record.flags |= record_flags::PROCESS;
     }
-}
-
-#[inline(always)]
-fn boot_seconds() -> u32 {
-    use agent_common::decide::Clock as _;
-    BootClock.boot_seconds().0
 }
 
 const _: () = assert!(RuleNumber::DEFAULT.0 == 0);

@@ -3,7 +3,6 @@
 
 use agent_common::{
     flow::{Direction, proto},
-    id::IdentityId,
     layout::{Hook, IdentSlot, Role, SockState, ident_flags, record_flags},
     verdict::{Decision, Mode, Reason, Verdict},
 };
@@ -87,28 +86,8 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     if cgroup == 0 {
         return 1;
     }
-    let mut case = Case {
-        local_addr: [0; 2],
-        peer_addr: addr,
-        local_port: 0,
-        peer_port: port,
-        icmp_id: 0,
-        icmp: [0; 2],
-        proto: 0,
-        tcp_flags: 0,
-        has_payload: 0,
-        slot: IdentSlot::default(),
-        peer: Peer::UNKNOWN,
-        cgroup,
-        peer_cgroup: 0,
-        task: IdentityId(0),
-        epoch,
-        ifindex: 0,
-        bytes: 0,
-        hook: hook as u8,
-        leaves: true,
-        role: Role::Caller,
-    };
+    let mut case = Case::new(hook, true, cgroup, IdentSlot::default(), epoch);
+    (case.peer_addr, case.peer_port) = (addr, port);
     case.proto = match (kind, protocol) {
         // MPTCP has a number of its own above 255; on the wire it is TCP.
         (sockets::STREAM, 262) => proto::TCP,

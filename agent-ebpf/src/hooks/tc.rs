@@ -8,7 +8,6 @@
 
 use agent_common::{
     flow::proto,
-    id::IdentityId,
     layout::{FlowKey, Hook, Role, device_owner, ident_flags, record_flags},
     parse::{Packet, plain::Plain, tcp},
     verdict::{Decision, Reason, Verdict},
@@ -28,16 +27,10 @@ use crate::{
     flows::{self, Known},
     frames,
     judge::Case,
-    log,
     maps::DEV_OWNER,
     on_error::{Error, on_error},
-    peer::{self, Peer},
-    policy::{self, BootClock},
-    sockets, who,
+    peer, policy, who,
 };
-
-/// The cgroup at the root of the hierarchy: the kernel's own sockets live there.
-const ROOT_CGROUP: u64 = 1;
 
 /// Judges what leaves a workload by its device: TC ingress on the host's side.
 #[classifier]
@@ -76,7 +69,7 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
 fn passes_from(skb: *mut __sk_buff, device: u64, epoch: u32) -> bool {
     // SAFETY: the context.
     let sender = unsafe { bpf_skb_cgroup_id(skb) };
-    (sender <= ROOT_CGROUP || sender == device) && passes(skb, epoch, true)
+    (sender <= who::ROOT_CGROUP || sender == device) && passes(skb, epoch, true)
 }
 
 #[inline(never)]
@@ -104,108 +97,29 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
     // SAFETY: the context.
     let owner = device_owner(unsafe { (*skb).ifindex });
     let mut key = if leaves {
-        key(owner, src, dst, src_port, dst_port, proto)
+        flows::key(owner, &src, &dst, src_port, dst_port, proto)
     } else {
-        key(owner, dst, src, dst_port, src_port, proto)
+        flows::key(owner, &dst, &src, dst_port, src_port, proto)
     };
     // Who calls has the higher port, nearly always: so one look is enough.
     let by_own = src_port > dst_port;
     by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
-        || !asks(proto, tcp_flags, None) && is_live(&mut key, epoch, leaves, tcp_flags, true)
+        || !flows::asks(proto, tcp_flags, None) && is_live(&mut key, epoch, leaves, tcp_flags, true)
         || !by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
 }
 
 #[inline(always)]
 fn is_live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> bool {
-    matches!(see(key, epoch, leaves, tcp_flags, reply), Known::Live(_))
-}
-
-/// Looks up a flow in which a packet that leaves, or enters, is a reply or is not.
-#[inline(always)]
-fn see(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> Known {
-    key.direction = u8::from(leaves == reply);
-    if key.proto == proto::TCP {
-        flows::see_segment(key, epoch, reply, tcp_flags, boot_seconds)
-    } else {
-        flows::see(key, epoch, reply, boot_seconds)
-    }
-}
-
-#[inline(always)]
-fn key(owner: u64, local: sockets::Addr, peer: sockets::Addr, local_port: u16, peer_port: u16, proto: u8) -> FlowKey {
-    let mut key = FlowKey {
-        owner,
-        local_addr: [0; 16],
-        peer_addr: [0; 16],
-        local_port,
-        peer_port,
-        proto,
-        direction: 0,
-        reserved: [0; 2],
-    };
-    sockets::store(&mut key.local_addr, local);
-    sockets::store(&mut key.peer_addr, peer);
-    key
-}
-
-/// What the flow table says about a packet.
-struct Found {
-    known: Known,
-    /// It goes against the direction of its flow.
-    reply: bool,
-}
-
-/// Looks up the flow of a packet; afterwards the key has the direction of that flow, or of the one that the
-/// packet begins.
-#[inline(always)]
-fn find(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, echo: Option<u8>) -> Found {
-    // What asks is no answer, whatever its ports or its identifier are.
-    if !asks(key.proto, tcp_flags, echo) {
-        let known = see(key, epoch, leaves, tcp_flags, true);
-        // And an answer to an echo is part of nothing else.
-        if !matches!(known, Known::No) || echo == Some(0) {
-            return Found { known, reply: true };
-        }
-    }
-    Found { known: see(key, epoch, leaves, tcp_flags, false), reply: false }
-}
-
-/// Says whether a packet can only be the first of a flow.
-#[inline(always)]
-const fn asks(protocol: u8, tcp_flags: u8, echo: Option<u8>) -> bool {
-    match protocol {
-        proto::TCP => tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
-        _ => matches!(echo, Some(8)),
-    }
+    matches!(flows::see(key, epoch, leaves, tcp_flags, reply), Known::Live(_))
 }
 
 #[inline(always)]
 fn judge(skb: *mut __sk_buff, device: u64, epoch: u32, leaves: bool) -> i32 {
+    // Who owns a socket is not known here, so a workload narrowed by uid is its cgroup's.
+    let slot = who::slot_of(device, || u32::MAX, epoch & 1);
+    let mut case = Case::new(if leaves { Hook::TcFrom } else { Hook::TcTo }, leaves, device, slot, epoch);
     // SAFETY: the context.
-    let (ifindex, bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
-    let mut case = Case {
-        local_addr: [0; 2],
-        peer_addr: [0; 2],
-        local_port: 0,
-        peer_port: 0,
-        icmp_id: 0,
-        icmp: [0; 2],
-        proto: 0,
-        tcp_flags: 0,
-        has_payload: 0,
-        // Who owns a socket is not known here, so a workload narrowed by uid is its cgroup's.
-        slot: who::slot_of(device, || u32::MAX, epoch & 1),
-        peer: Peer::UNKNOWN,
-        cgroup: device,
-        peer_cgroup: 0,
-        task: IdentityId(0),
-        epoch,
-        ifindex,
-        bytes,
-        hook: if leaves { Hook::TcFrom as u8 } else { Hook::TcTo as u8 },
-        leaves,
-        role: if leaves { Role::Caller } else { Role::Callee },
-    };
+    (case.ifindex, case.bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
     let said = read_case(skb, &mut case);
     if leaves && contradicts(skb, &mut case) {
         return finish(skb, &case, &Decision::deny(Reason::DeviceMismatch));
@@ -220,9 +134,9 @@ fn judge(skb: *mut __sk_buff, device: u64, epoch: u32, leaves: bool) -> i32 {
     }
     let mut decision = on_error(&Error::NoFlow);
     match look_up(&mut case) {
-        PASSES => return TCX_NEXT,
-        BEGINS_NOTHING => return finish(skb, &case, &decision),
-        _ => {}
+        Seen::Passes => return TCX_NEXT,
+        Seen::BeginsNothing => return finish(skb, &case, &decision),
+        Seen::Asks => {}
     }
     decide(&mut case, &mut decision);
     if matches!(case.typed_mode().apply(&decision), Verdict::Allow) && !remember(&case, &decision) {
@@ -237,11 +151,7 @@ fn judge(skb: *mut __sk_buff, device: u64, epoch: u32, leaves: bool) -> i32 {
 fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
     let mut packet = Packet::default();
     let said = frames::ew_read_frame(skb, &raw mut packet);
-    if case.leaves {
-        case.read(&packet, true)
-    } else {
-        case.read(&packet, false)
-    }
+    case.read(&packet);
     said
 }
 
@@ -251,7 +161,7 @@ fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
     // SAFETY: the context.
     let sender = unsafe { bpf_skb_cgroup_id(skb) };
     // No socket, or one of the kernel's own.
-    if sender <= ROOT_CGROUP || sender == case.cgroup {
+    if sender <= who::ROOT_CGROUP || sender == case.cgroup {
         return false;
     }
     case.cgroup = sender;
@@ -261,30 +171,33 @@ fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
     is_labelled && !case.slot.id.is_unknown() && slot.id.0 != case.slot.id.0
 }
 
-/// What [`look_up`] returns: the packet belongs to a flow that may pass.
-const PASSES: u32 = 0;
-/// See [`PASSES`]: it belongs to no flow and is not one that begins one.
-const BEGINS_NOTHING: u32 = 1;
-/// See [`PASSES`]: policy is to be asked.
-const ASKS: u32 = 2;
+/// What the flow table makes of a packet.
+enum Seen {
+    /// It belongs to a flow that may pass.
+    Passes,
+    /// It belongs to no flow and is not one that begins one.
+    BeginsNothing,
+    /// Policy is to be asked.
+    Asks,
+}
 
 /// Asks the flow table about a packet, and notes in the case which end of its flow this one is.
 #[inline(never)]
-fn look_up(case: &mut Case) -> u32 {
+fn look_up(case: &mut Case) -> Seen {
     let echo = case.echo();
-    let mut key = key_of(case);
-    let Found { known, reply } = find(&mut key, case.epoch, case.leaves, case.tcp_flags, echo);
+    let mut key = case.flow_key(device_owner(case.ifindex));
+    let flows::Found { known, reply } = flows::find(&mut key, case.epoch, case.leaves, case.tcp_flags, echo);
     case.role = if case.leaves == reply { Role::Callee } else { Role::Caller };
     match known {
-        Known::Live(_) => return PASSES,
+        Known::Live(_) => return Seen::Passes,
         // The end of a flow that was allowed once and is no longer: without it the peer hangs. It carries
         // nothing, and there is one.
         Known::Stale if ends(case) => {
             flows::forget(&key);
-            return PASSES;
+            return Seen::Passes;
         }
-        Known::No if case.proto == proto::TCP && !asks(proto::TCP, case.tcp_flags, None) || echo == Some(0) => {
-            return BEGINS_NOTHING;
+        Known::No if case.proto == proto::TCP && !flows::asks(proto::TCP, case.tcp_flags, None) || echo == Some(0) => {
+            return Seen::BeginsNothing;
         }
         Known::Stale | Known::No => {}
     }
@@ -292,22 +205,15 @@ fn look_up(case: &mut Case) -> u32 {
         // The rule for an echo flow is the one for its request.
         case.icmp[0] = if case.proto == proto::ICMP { 8 } else { 128 };
     }
-    ASKS
+    Seen::Asks
 }
 
 /// Records that the flow of a packet may pass. False: there is no room.
 #[inline(never)]
 fn remember(case: &Case, decision: &Decision) -> bool {
-    let mut key = key_of(case);
+    let mut key = case.flow_key(device_owner(case.ifindex));
     key.direction = u8::from(matches!(case.role, Role::Callee));
     flows::record(&key, case.epoch, decision.valid_until.0, 0)
-}
-
-#[inline(always)]
-fn key_of(case: &Case) -> FlowKey {
-    let (local_port, peer_port) =
-        if case.echo().is_some() { (case.icmp_id, case.icmp_id) } else { (case.local_port, case.peer_port) };
-    key(device_owner(case.ifindex), case.local_addr, case.peer_addr, local_port, peer_port, case.proto)
 }
 
 #[inline(always)]
@@ -325,12 +231,7 @@ fn decide(case: &mut Case, decision: &mut Decision) {
 /// Applies the mode, reports a denial, returns the hook's code.
 #[inline(always)]
 fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
-    let mode = case.typed_mode();
-    let verdict = mode.apply(decision);
-    if mode.reports(decision) {
-        log::denial(case, decision);
-        report(skb, case, decision, verdict as u32);
-    }
+    let verdict = case.conclude(decision, |verdict| report(skb, case, decision, verdict as u32));
     if matches!(verdict, Verdict::Allow) { TCX_NEXT } else { TCX_DROP }
 }
 
@@ -345,10 +246,4 @@ fn report(skb: *mut __sk_buff, case: &Case, decision: &Decision, verdict: u32) {
         // SAFETY: the context.
         record.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     });
-}
-
-#[inline(always)]
-fn boot_seconds() -> u32 {
-    use agent_common::decide::Clock as _;
-    BootClock.boot_seconds().0
 }

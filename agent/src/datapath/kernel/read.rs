@@ -80,7 +80,7 @@ impl Datapath {
         for key in self.flows.keys()? {
             let Some(state) = self.flows.get(&key)? else { continue };
             // One tick more than the programs allow, so that none is deleted that they would still use.
-            let limit = 1 + idle_limit(state.both_ways);
+            let limit = 1 + idle_limit(state.ways);
             if now_tick.wrapping_sub(state.last_seen) > limit {
                 self.flows.remove(&key)?;
             } else {
