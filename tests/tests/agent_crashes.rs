@@ -5,7 +5,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -65,54 +65,44 @@ fn kill_under_load(fast_refusal: bool, kills: usize) {
     let denied_bytes = magic();
     let (pins_before, held_before) = (pins(&scene.agent), held(&scene.agent));
     assert!(!pins_before.is_empty() && held_before > 0);
-    let (stop, answers, connects, refusals) =
-        (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (answers, connects, refusals) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let Scene { agent, web, db, other, net, .. } = &mut scene;
     let mut witness = Witness::new(net, &denied_bytes);
     let mut restarts = Vec::new();
-    thread::scope(|threads| {
-        threads.spawn(|| witness.watch(&stop));
-        threads.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                web.send(connection.caller, b"ask").expect("the allowed connection lives");
-                let asked = db.receive(connection.callee, 1).expect("the allowed connection lives");
-                assert_eq!(asked.len(), 1, "the allowed connection carries payload");
-                answers.fetch_add(1, Ordering::Relaxed);
-                let new = web.tcp_connect(addr, LONG).expect("a new allowed connection");
-                let accepted = db.accept(connection.listener).expect("a new allowed connection");
-                web.close(new);
-                db.close(accepted);
-                connects.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(PAUSE);
-            }
-        });
-        threads.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                assert_eq!(datagram(other, addr, &denied_bytes), Err(Errno::PERM));
-                match other.tcp_connect(addr, if fast_refusal { LONG } else { BRIEF }) {
-                    Err(Errno::PERM) if fast_refusal => {}
-                    // A call into silence, and one that a successor found on its way and ended.
-                    Err(Errno::TIMEDOUT | Errno::CONNABORTED) if !fast_refusal => {}
-                    called => panic!("a denied call: {called:?}"),
-                }
-                refusals.fetch_add(2, Ordering::Relaxed);
-                thread::sleep(PAUSE);
-            }
-        });
-        let killing = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for kill in 0..kills {
-                // At several ages, all of them after the agent was ready: a kill during a start is not tried here.
-                thread::sleep(Duration::from_millis(u64::try_from(kill % 7).unwrap() * 20));
-                agent.kill();
-                thread::sleep(Duration::from_millis(50));
-                let start = Instant::now();
-                agent.restart();
-                restarts.push(start.elapsed());
-                assert!(agent.status().adopted, "restart {kill} adopts");
-            }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        killing.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let allowed = || {
+        web.send(connection.caller, b"ask").expect("the allowed connection lives");
+        let asked = db.receive(connection.callee, 1).expect("the allowed connection lives");
+        assert_eq!(asked.len(), 1, "the allowed connection carries payload");
+        answers.fetch_add(1, Ordering::Relaxed);
+        let new = web.tcp_connect(addr, LONG).expect("a new allowed connection");
+        let accepted = db.accept(connection.listener).expect("a new allowed connection");
+        web.close(new);
+        db.close(accepted);
+        connects.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(PAUSE);
+    };
+    let refused = || {
+        assert_eq!(datagram(other, addr, &denied_bytes), Err(Errno::PERM));
+        match other.tcp_connect(addr, if fast_refusal { LONG } else { BRIEF }) {
+            Err(Errno::PERM) if fast_refusal => {}
+            // A call into silence, and one that a successor found on its way and ended.
+            Err(Errno::TIMEDOUT | Errno::CONNABORTED) if !fast_refusal => {}
+            called => panic!("a denied call: {called:?}"),
+        }
+        refusals.fetch_add(2, Ordering::Relaxed);
+        thread::sleep(PAUSE);
+    };
+    witness.during(&[&allowed, &refused], || {
+        for kill in 0..kills {
+            // At several ages, all of them after the agent was ready: a kill during a start is not tried here.
+            thread::sleep(Duration::from_millis(u64::try_from(kill % 7).unwrap() * 20));
+            agent.kill();
+            thread::sleep(Duration::from_millis(50));
+            let start = Instant::now();
+            agent.restart();
+            restarts.push(start.elapsed());
+            assert!(agent.status().adopted, "restart {kill} adopts");
+        }
     });
     restarts.sort();
     println!(

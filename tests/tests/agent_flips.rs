@@ -3,7 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
 };
@@ -30,34 +30,25 @@ fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
     let callee = scene.db.accept(listener).unwrap();
     let denied = magic();
     let mut witness = Witness::new(&scene.net, &denied);
-    let (stop, sent, kept) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    thread::scope(|threads| {
-        threads.spawn(|| witness.watch(&stop));
-        threads.spawn(|| {
-            let burst = vec![(to, denied.clone()); 16];
-            while !stop.load(Ordering::Relaxed) {
-                let _ = scene.web.send_many(sender, burst.clone());
-                sent.fetch_add(1, Ordering::Relaxed);
-                // A flip waits until every CPU has left every program; a machine of two CPUs that does
-                // nothing but send makes that wait the whole test.
-                thread::sleep(Duration::from_micros(500));
-            }
-        });
-        threads.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                scene.other.send(caller, b"kept").expect("a flow that stays allowed is never cut");
-                assert_eq!(scene.db.receive(callee, 1).expect("it carries payload").len(), 1);
-                kept.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
-        let flipping = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for flip in 0..flips {
-                scene.agent.apply(if flip % 2 == 0 { &b } else { &a });
-            }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        flipping.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let (sent, kept) = (AtomicU64::new(0), AtomicU64::new(0));
+    let burst = vec![(to, denied.clone()); 16];
+    let refused = || {
+        let _ = scene.web.send_many(sender, burst.clone());
+        sent.fetch_add(1, Ordering::Relaxed);
+        // A flip waits until every CPU has left every program; a machine of two CPUs that does nothing but send
+        // makes that wait the whole test.
+        thread::sleep(Duration::from_micros(500));
+    };
+    let allowed = || {
+        scene.other.send(caller, b"kept").expect("a flow that stays allowed is never cut");
+        assert_eq!(scene.db.receive(callee, 1).expect("it carries payload").len(), 1);
+        kept.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(1));
+    };
+    witness.during(&[&refused, &allowed], || {
+        for flip in 0..flips {
+            scene.agent.apply(if flip % 2 == 0 { &b } else { &a });
+        }
     });
     assert_eq!(scene.db.receive_for(receiver, 1, BRIEF), Ok(vec![]));
     assert_eq!(witness.arrived(), 0, "payloads that only a mixture allows");

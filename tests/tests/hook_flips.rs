@@ -2,11 +2,7 @@
 //! of them, never by a mixture.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by the one and shows figures by the other")]
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use tests::{
     lab::{Family, Kind, Place, Scene, Witness, magic},
@@ -29,26 +25,18 @@ fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
     scene.guard().apply(&a);
     let denied = magic();
     let mut witness = Witness::new(&scene.db.net, &denied);
-    let stop = AtomicBool::new(false);
     let web = &scene.web.actor;
     let mut guard = scene.guard();
-    thread::scope(|threads| {
-        threads.spawn(|| witness.watch(&stop));
-        threads.spawn(|| {
-            let burst = vec![(to, denied.clone()); 16];
-            while !stop.load(Ordering::Relaxed) {
-                let _ = web.send_many(sender, burst.clone());
-                // A flip waits until every CPU has left every program.
-                thread::sleep(Duration::from_micros(200));
-            }
-        });
-        let flipping = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for flip in 0..flips {
-                guard.apply(if flip % 2 == 0 { &b } else { &a });
-            }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        flipping.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let burst = vec![(to, denied.clone()); 16];
+    let refused = || {
+        let _ = web.send_many(sender, burst.clone());
+        // A flip waits until every CPU has left every program.
+        thread::sleep(Duration::from_micros(200));
+    };
+    witness.during(&[&refused], || {
+        for flip in 0..flips {
+            guard.apply(if flip % 2 == 0 { &b } else { &a });
+        }
     });
     drop(guard);
     assert_eq!(scene.db.actor.receive_for(receiver, 1, BRIEF), Ok(vec![]));

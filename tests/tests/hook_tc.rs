@@ -25,15 +25,19 @@ fn wall() -> Option<Wall> {
 
 type Builder<L> = fn(L) -> L;
 
-/// A packet of UDP from the IP header on.
-fn ip_udp(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
-    let mut packet = Vec::new();
-    let builder = match (from, to) {
+/// A packet from its IP header on, with nothing behind that yet.
+fn ip(from: SocketAddr, to: SocketAddr) -> PacketBuilderStep<etherparse::IpHeaders> {
+    match (from, to) {
         (SocketAddr::V4(a), SocketAddr::V4(b)) => PacketBuilder::ipv4(a.ip().octets(), b.ip().octets(), 64),
         (SocketAddr::V6(a), SocketAddr::V6(b)) => PacketBuilder::ipv6(a.ip().octets(), b.ip().octets(), 64),
         _ => panic!("one family"),
-    };
-    builder.udp(from.port(), to.port()).write(&mut packet, data).expect("build a packet");
+    }
+}
+
+/// A packet of UDP from the IP header on.
+fn ip_udp(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    ip(from, to).udp(from.port(), to.port()).write(&mut packet, data).expect("build a packet");
     packet
 }
 
@@ -45,12 +49,7 @@ fn ip_tcp(
     data: &[u8],
 ) -> Vec<u8> {
     let mut packet = Vec::new();
-    let builder = match (from, to) {
-        (SocketAddr::V4(a), SocketAddr::V4(b)) => PacketBuilder::ipv4(a.ip().octets(), b.ip().octets(), 64),
-        (SocketAddr::V6(a), SocketAddr::V6(b)) => PacketBuilder::ipv6(a.ip().octets(), b.ip().octets(), 64),
-        _ => panic!("one family"),
-    };
-    flags(builder.tcp(from.port(), to.port(), 7, 1024)).write(&mut packet, data).expect("build a packet");
+    flags(ip(from, to).tcp(from.port(), to.port(), 7, 1024)).write(&mut packet, data).expect("build a packet");
     packet
 }
 

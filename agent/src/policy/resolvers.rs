@@ -105,9 +105,14 @@ impl Resolvers {
 
 impl fmt::Display for Resolvers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses: Vec<String> = self.0.iter().map(ToString::to_string).collect();
-        f.write_str(if addresses.is_empty() { "nobody".to_owned() } else { addresses.join(", ") }.as_str())
+        f.write_str(if self.0.is_empty() { "nobody".to_owned() } else { listed(&self.0) }.as_str())
     }
+}
+
+/// Addresses in the order of their list, for people.
+#[must_use]
+pub fn listed(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 const fn can_be_asked(address: IpAddr) -> bool {

@@ -32,6 +32,9 @@ const CASES: &[Case] = &[
 /// cost of waking another CPU, which differs from run to run and dwarfs a program, is not in the sums.
 const CPUS: [usize; 2] = [0, 0];
 
+/// One turn of one pattern. A shared machine changes its speed within seconds, so turns are short and many.
+const SLICE_MS: u32 = 50;
+
 /// The patterns, by the word on the command line.
 pub fn words() -> impl Iterator<Item = &'static str> {
     CASES.iter().map(|case| case.kind.word())
@@ -49,7 +52,6 @@ enum Side {
 pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &mut Report) -> anyhow::Result<()> {
     let cases: Vec<&Case> = CASES.iter().filter(|case| words.contains(&case.kind.word())).collect();
     let rounds = effort.pick(10, 200);
-    let slice_ms = effort.pick(50, 50);
     place.attach()?;
     let mut pairs = Vec::new();
     for case in &cases {
@@ -58,7 +60,7 @@ pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &m
     // The first slices fill caches, and the ports of closed connections: connecting finds its steady
     // state when every port has been used once.
     for (case, pair) in cases.iter().zip(&mut pairs) {
-        pair.slice(if case.kind == Kind::TcpCrr { effort.pick(1_000, 4_000) } else { slice_ms })?;
+        pair.slice(if case.kind == Kind::TcpCrr { effort.pick(1_000, 4_000) } else { SLICE_MS })?;
     }
     let mut turns: Vec<Turns> = cases.iter().map(|_| Turns::default()).collect();
     for round in 0..rounds {
@@ -75,7 +77,7 @@ pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &m
                 place.attach()?;
             }
             for (pair, turns) in pairs.iter_mut().zip(&mut turns) {
-                turns.of(side).push(pair.slice(slice_ms)?);
+                turns.of(side).push(pair.slice(SLICE_MS)?);
             }
         }
     }

@@ -30,7 +30,7 @@ use rustix::{
 use tempfile::TempDir;
 use zerocopy::FromBytes as _;
 
-use super::{Denials, Lab, Namespace};
+use super::{Denials, Lab, Namespace, Party, magic};
 
 /// What can be different from the usual.
 #[derive(Clone, Debug)]
@@ -231,6 +231,17 @@ impl Guard {
         let denials = self.look();
         denials.balance();
         denials
+    }
+
+    /// As [`Self::denials`], after every packet that is under way to `receiver`, in whatever namespace it is yet.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::denials`].
+    pub fn denials_up_to(&mut self, receiver: &Party) -> Denials {
+        // The marks of a witness come by behind everything that was sent before.
+        let _ = receiver.watch(&magic()).arrived();
+        self.denials()
     }
 
     /// As [`Self::denials`], also while more denials come, when the books cannot balance.

@@ -13,9 +13,7 @@ use agent_common::{
 };
 use eastwall::identity::spiffe::SpiffeId;
 
-use super::{
-    Actor, Cgroup, Denials, Errno, Family, Guard, GuardOptions, Lab, Need, NetNs, Socket, VethEnd, Witness, magic,
-};
+use super::{Actor, Cgroup, Denials, Errno, Family, Guard, GuardOptions, Lab, Need, NetNs, Socket, VethEnd, Witness};
 
 pub(super) const TRUST_DOMAIN: &str = "lab.example";
 
@@ -61,6 +59,19 @@ pub struct Scene {
 }
 
 impl Party {
+    /// A workload in a cgroup of its own, with its addresses, IPv4 and IPv6.
+    pub(super) fn new(lab: &Lab, name: &'static str, net: &Arc<NetNs>, addrs: [&str; 2]) -> Self {
+        let cgroup = lab.cgroup().child(name);
+        let addrs = addrs.map(|addr| addr.parse().expect("an address"));
+        Self { name, actor: lab.actor(&cgroup, net), cgroup, net: Arc::clone(net), addrs }
+    }
+
+    /// Watches for bytes in its namespace, as a sniffer there would.
+    #[must_use]
+    pub fn watch(&self, magic: &[u8]) -> Witness<'_> {
+        Witness::new(&self.net, magic)
+    }
+
     /// An address of this workload.
     #[must_use]
     pub fn addr(&self, family: Family) -> IpAddr {
@@ -141,11 +152,7 @@ impl Scene {
             Place::Loopback => [["127.0.0.1", "::1"]; 2],
             Place::Veth => [["10.9.0.1", "fd09::1"], ["10.9.0.2", "fd09::2"]],
         };
-        let party = |name, net: &Arc<NetNs>, addrs: [&str; 2]| {
-            let cgroup = lab.cgroup().child(name);
-            let addrs = addrs.map(|addr| addr.parse().expect("an address"));
-            Party { name, actor: lab.actor(&cgroup, net), cgroup, net: Arc::clone(net), addrs }
-        };
+        let party = |name, net, addrs| Party::new(&lab, name, net, addrs);
         let (web, db, other) = (party("web", &here, a), party("db", &there, b), party("other", &here, a));
         let (guard, mode) = (RefCell::new(guard), Cell::new("enforce"));
         let scene = Self { web, db, other, guard, place, mode, fast_refusal, lab };
@@ -243,7 +250,7 @@ impl Scene {
     /// Watches for bytes in the namespace of `db`.
     #[must_use]
     pub fn watch(&self, magic: &[u8]) -> Witness<'_> {
-        Witness::new(&self.db.net, magic)
+        self.db.watch(magic)
     }
 
     /// What was denied since the last look. Packets that are under way to `db` are waited for.
@@ -252,9 +259,7 @@ impl Scene {
     ///
     /// If the books do not balance.
     pub fn denials(&self) -> Denials {
-        // The marks of a witness come by behind everything that was sent before.
-        let _ = self.watch(&magic()).arrived();
-        self.guard().denials()
+        self.guard().denials_up_to(&self.db)
     }
 
     /// What a caller gets from connect(2) when its exit says no: at once, or silence.

@@ -14,7 +14,7 @@ use agent_common::id::Epoch;
 use eastwall::datapath::Device;
 
 use super::{
-    Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness, magic, scene::TRUST_DOMAIN,
+    Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness, scene::TRUST_DOMAIN,
 };
 
 /// The host's ends, of `web` and of `db`.
@@ -67,13 +67,8 @@ impl Wall {
             }
         });
         let guard = RefCell::new(Guard::load(&lab, options));
-        let party = |name, net: Arc<NetNs>, addrs: [&str; 2]| {
-            let cgroup = lab.cgroup().child(name);
-            let addrs = addrs.map(|addr| addr.parse().expect("an address"));
-            Party { name, actor: lab.actor(&cgroup, &net), cgroup, net, addrs }
-        };
-        let web = party("web", web, ["10.9.0.1", "fd09::1"]);
-        let db = party("db", db, ["10.9.1.2", "fd09:1::2"]);
+        let web = Party::new(&lab, "web", &web, ["10.9.0.1", "fd09::1"]);
+        let db = Party::new(&lab, "db", &db, ["10.9.1.2", "fd09:1::2"]);
         let devices = DEVICES.map(|name| {
             let line = host.ip(&format!("-o link show dev {name}"));
             let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
@@ -171,7 +166,7 @@ impl Wall {
     /// Watches for bytes in the namespace of `db`, as a sniffer there would.
     #[must_use]
     pub fn watch(&self, magic: &[u8]) -> Witness<'_> {
-        Witness::new(&self.db.net, magic)
+        self.db.watch(magic)
     }
 
     /// What was denied since the last look. Packets that are under way are waited for.
@@ -180,9 +175,7 @@ impl Wall {
     ///
     /// If the books do not balance.
     pub fn denials(&self) -> Denials {
-        // The marks of a witness come by behind everything that was sent before, in whatever namespace.
-        let _ = self.watch(&magic()).arrived();
-        self.guard().denials()
+        self.guard().denials_up_to(&self.db)
     }
 
     /// An Ethernet header from `web` to the host, for what the host is to forward.

@@ -3,6 +3,7 @@
 use std::{
     net::UdpSocket,
     os::fd::{AsFd as _, OwnedFd},
+    panic::{self, AssertUnwindSafe},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -69,13 +70,32 @@ impl<'a> Witness<'a> {
         self.left
     }
 
-    /// Goes on reading until told to stop: what waits unread for too long is lost, and then there is no
-    /// count.
+    /// Does `work`, counting meanwhile, while each of `beside` is called again and again in a thread of its own.
     ///
     /// # Panics
     ///
-    /// As [`Self::arrived`].
-    pub fn watch(&mut self, stop: &AtomicBool) {
+    /// If one of them does, and as [`Self::arrived`].
+    pub fn during(&mut self, beside: &[&(dyn Fn() + Sync)], work: impl FnOnce()) {
+        let stop = AtomicBool::new(false);
+        thread::scope(|threads| {
+            threads.spawn(|| self.watch(&stop));
+            for again in beside {
+                threads.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        again();
+                    }
+                });
+            }
+            // The threads end whatever happens, or nobody would ever hear of it.
+            let done = panic::catch_unwind(AssertUnwindSafe(work));
+            stop.store(true, Ordering::Relaxed);
+            done.unwrap_or_else(|cause| panic::resume_unwind(cause));
+        });
+    }
+
+    /// Goes on reading until told to stop: what waits unread for too long is lost, and then there is no
+    /// count.
+    fn watch(&mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             self.settle();
             thread::sleep(Duration::from_millis(20));

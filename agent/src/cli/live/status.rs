@@ -11,6 +11,7 @@ use crate::{
         output::{Output, escape},
     },
     control::wire::{Reply, Request, Status},
+    policy::resolvers::listed,
 };
 
 /// Shows the state of the agent; the answer is "no" if something is wrong.
@@ -80,8 +81,7 @@ fn text(s: &Status) -> String {
 }
 
 fn resolvers(all: &[IpAddr]) -> String {
-    let all: Vec<String> = all.iter().map(ToString::to_string).collect();
-    if all.is_empty() { "off, or no resolver".to_owned() } else { all.join(", ") }
+    if all.is_empty() { "off, or no resolver".to_owned() } else { listed(all) }
 }
 
 fn many(n: usize, what: &str) -> String {

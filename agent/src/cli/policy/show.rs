@@ -20,7 +20,9 @@ use crate::{
     policy::{
         canonical,
         model::{PortRange, Rule},
-        names, time,
+        names,
+        resolvers::listed,
+        time,
     },
 };
 
@@ -98,11 +100,10 @@ fn rules(set: &Set, output: &mut Output) -> Result<(), CliError> {
 
 /// The built-in that rules can beat, and agent.yaml can switch off.
 fn dns(resolvers: Option<&[IpAddr]>) -> (&'static str, String) {
-    let all: Vec<String> = resolvers.unwrap_or_default().iter().map(ToString::to_string).collect();
     let what = match resolvers {
         None => "any workload to the resolvers of its node, udp and tcp 53, unless a rule denies it".to_owned(),
         Some([]) => "off, or the node names no resolver".to_owned(),
-        Some(_) => format!("any workload to {}, udp and tcp 53, unless a rule denies it", all.join(", ")),
+        Some(all) => format!("any workload to {}, udp and tcp 53, unless a rule denies it", listed(all)),
     };
     ("builtin:dns", what)
 }
