@@ -84,7 +84,8 @@ pub const fn asks(protocol: u8, tcp_flags: u8, echo: Option<u8>) -> bool {
 #[inline(always)]
 pub fn see(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> Known {
     key.direction = u8::from(leaves == reply);
-    let Some(state) = FLOWS.get_ptr_mut(&*key) else {
+    let key: &FlowKey = key;
+    let Some(state) = FLOWS.get_ptr_mut(key) else {
         return Known::No;
     };
     // SAFETY: a live element.
