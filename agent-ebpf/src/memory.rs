@@ -34,11 +34,14 @@ pub fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
     };
     let (peer_addr, peer_port) = sockets::peer(sk);
     match (stored.proto, peer_port) {
-        (proto::TCP, 0) => !leaves && listener_knows(skb, stored, epoch),
-        // Every packet of a connection is its peer's, so nothing of the packet is read. A SYN begins one.
+        // Only a SYN-ACK leaves a listener, and only in answer to a SYN that its door let in.
+        (proto::TCP, 0) if leaves => is_in(sk, state::LISTEN),
+        (proto::TCP, 0) => listener_knows(skb, stored, epoch),
+        // Every packet of a connection is its peer's, so nothing of the packet is read. All that a socket sends
+        // while it waits for the answer to its SYN are SYNs, and those begin one.
         (proto::TCP, _) => {
             holds(stored, &Tuple { peer_addr, peer_port, local_port: 0 }, epoch)
-                && (!leaves || !calls(sk) || cached::just_asked(stored, flows::jiffies()))
+                && (!leaves || !is_in(sk, state::SYN_SENT) || cached::just_asked(stored, flows::jiffies()))
         }
         // The flow table keeps the flows of a socket that is not connected, and must see them.
         (proto::UDP, 0) => cached::is_fresh(stored, flows::jiffies()) && knows_datagram(skb, stored, epoch, leaves),
@@ -54,11 +57,10 @@ pub fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
     }
 }
 
-/// Says whether a TCP socket waits for the answer to its SYN: all that it sends are SYNs.
 #[inline(always)]
-fn calls(sk: *mut bpf_sock) -> bool {
+fn is_in(sk: *mut bpf_sock, state: u32) -> bool {
     // SAFETY: a socket of the packet.
-    unsafe { (*sk).state == state::SYN_SENT }
+    unsafe { (*sk).state == state }
 }
 
 /// The packet that ends a handshake comes to the listener: it belongs to the SYN that was judged last, or
