@@ -66,6 +66,7 @@ pub const fn code(error: ParseError) -> u32 {
         ParseError::Version => 2,
         ParseError::Length => 3,
         ParseError::Headers => 4,
+        ParseError::Mapped => 6,
         ParseError::Fragment => 5,
     }
 }
@@ -74,6 +75,7 @@ pub const fn code(error: ParseError) -> u32 {
 #[inline(always)]
 pub const fn error(code: u32) -> ParseError {
     match code {
+        6 => ParseError::Mapped,
         5 => ParseError::Fragment,
         4 => ParseError::Headers,
         3 => ParseError::Length,

@@ -28,7 +28,9 @@ pub const fn on_error(error: &Error) -> Decision {
             Decision::deny(Reason::Fragment)
         }
         // What cannot be read to its ports may be any packet at all.
-        Error::Parse(ParseError::Version | ParseError::Truncated | ParseError::Length | ParseError::Headers)
+        Error::Parse(
+            ParseError::Version | ParseError::Truncated | ParseError::Length | ParseError::Headers | ParseError::Mapped,
+        )
         | Error::Frame(FrameError::Short | FrameError::Packet(_)) => Decision::deny(Reason::Malformed),
         // Whatever is not IP, and IP in a tag, is out of reach of every rule.
         Error::Frame(FrameError::Vlan | FrameError::EtherType) => Decision::deny(Reason::LinkProtocol),

@@ -1,6 +1,7 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200) headers.
 
 use super::{Packet, ParseError, Source, transport};
+use crate::addr;
 
 /// Most IPv6 extension headers that are followed before a packet is given up.
 ///
@@ -73,6 +74,9 @@ fn v6<S: Source + ?Sized>(source: &S, packet: &mut Packet) -> Result<(usize, usi
     packet.v6 = 1;
     if !source.load(0, &mut h) || !source.load(8, &mut packet.src) || !source.load(24, &mut packet.dst) {
         return Err(ParseError::Truncated);
+    }
+    if addr::v4(&addr::of_octets(packet.src)).is_some() || addr::v4(&addr::of_octets(packet.dst)).is_some() {
+        return Err(ParseError::Mapped);
     }
     let payload = usize::from(u16::from_be_bytes([h[4], h[5]]));
     // A payload length of 0 is a jumbogram or a packet with nothing behind the header; the transport

@@ -116,4 +116,7 @@ pub enum ParseError {
     Headers,
     /// A fragment that does not hold the whole transport header.
     Fragment,
+    /// An IPv6 packet with an IPv4-mapped address: it would pass for one of the IPv4 address, which no sender
+    /// puts on a wire as IPv6. RFC 4291, section 2.5.5.2.
+    Mapped,
 }

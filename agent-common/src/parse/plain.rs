@@ -5,7 +5,7 @@
 //! same, which a test holds them to.
 
 use crate::{
-    addr::{Addr, mapped, pair},
+    addr::{self, Addr, mapped, pair},
     flow::proto,
 };
 
@@ -66,6 +66,9 @@ pub fn v6(head: &[u32; V6_BYTES / 4], more: impl FnOnce() -> Option<u32>) -> Opt
     }
     let src = [pair(head[2], head[3]), pair(head[4], head[5])];
     let dst = [pair(head[6], head[7]), pair(head[8], head[9])];
+    if addr::v4(&src).is_some() || addr::v4(&dst).is_some() {
+        return None;
+    }
     transport(protocol, src, dst, head[10], 40, 40 + payload, more)
 }
 
@@ -194,6 +197,21 @@ mod tests {
             }
         }
         assert_eq!(plain(&packet(false, proto::ICMP, 8)), None);
+    }
+
+    #[test]
+    fn no_ipv6_packet_passes_for_one_of_an_ipv4_address() {
+        let mapped = std::net::Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets();
+        for at in [8, 24] {
+            let mut bytes = packet(true, proto::UDP, 4);
+            assert!(plain(&bytes).is_some() && parse::packet(bytes.as_slice()).is_ok());
+            bytes[at..at + 16].copy_from_slice(&mapped);
+            assert_eq!(plain(&bytes), None);
+            assert_eq!(parse::packet(bytes.as_slice()), Err(parse::ParseError::Mapped));
+            // One bit off, and it is an address like any other.
+            bytes[at + 9] = 1;
+            assert!(plain(&bytes).is_some() && parse::packet(bytes.as_slice()).is_ok());
+        }
     }
 
     proptest! {
