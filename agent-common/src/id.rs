@@ -88,6 +88,12 @@ impl Epoch {
             None => Self(2),
         }
     }
+
+    /// Returns a later epoch of the same side: the same policy, under which every flow is asked about again.
+    #[must_use]
+    pub const fn again(self) -> Self {
+        self.next().next()
+    }
 }
 
 /// Seconds on the boot clock (`CLOCK_BOOTTIME`), which neither stops in suspend nor can be set back.
@@ -103,6 +109,8 @@ mod tests {
         for n in [0, 1, 2, 41, u32::MAX - 1, u32::MAX] {
             assert_ne!(Epoch(n).side(), Epoch(n).next().side(), "epoch {n}");
             assert_ne!(Epoch(n).next().0, 0);
+            assert_eq!(Epoch(n).side(), Epoch(n).again().side(), "epoch {n}");
+            assert!(Epoch(n).again() != Epoch(n) && Epoch(n).again().0 != 0);
         }
     }
 }

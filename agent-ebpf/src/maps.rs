@@ -2,9 +2,12 @@
 //!
 //! Sizes here are the defaults; the agent sets those of its configuration before loading.
 
-use agent_common::layout::{
-    DenyCounter, DenyKey, DenyRecord, DenyStat, EdgeEntry, EdgeKey, FlowKey, FlowState, IdentEntry, PrefixKey,
-    RuleStat, Settings, SockState, SpillEntry, UidKey,
+use agent_common::{
+    addr::Addr,
+    layout::{
+        DenyCounter, DenyKey, DenyRecord, DenyStat, EdgeEntry, EdgeKey, FlowKey, FlowState, IdentEntry, PrefixKey,
+        RuleStat, Settings, SockState, SpillEntry, UidKey,
+    },
 };
 use aya_ebpf::{btf_maps as bm, macros::btf_map};
 
@@ -36,6 +39,12 @@ pub static UID_IDENT: bm::HashMap<UidKey, IdentEntry, 16_384, NO_PREALLOC> = bm:
 /// Written by the agent before the device's programs are attached. Full: the agent reports the device.
 #[btf_map(name = "dev_owner")]
 pub static DEV_OWNER: bm::HashMap<u32, u64, 4_096, NO_PREALLOC> = bm::HashMap::new();
+
+/// Address -> a cgroup of the one workload of this host that has it, whose label is the address's; 0 = of several, or
+/// of none with a label. Written by the agent, which begins an epoch when an address changes hands.
+/// Full: the agent reports the address, whose packets a device then drops.
+#[btf_map(name = "addr_owner")]
+pub static ADDR_OWNER: bm::HashMap<Addr, u64, 16_384, NO_PREALLOC> = bm::HashMap::new();
 
 /// The epoch in force; its lowest bit names the side. One store by the agent switches the policy.
 #[btf_map(name = "epoch")]

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    maps::ADDR_EXT,
+    maps::{ADDR_EXT, ADDR_OWNER},
     sockets::{self, Addr, CURRENT_NETNS, Tuple, state},
     who,
 };
@@ -93,9 +93,13 @@ pub fn by_cgroup(cgroup: u64, side: u32) -> Peer {
     Peer { id: slot.id, known_by: KnownBy::Socket }
 }
 
-/// The identity of an address: the longest range of an external, else `world`.
+/// The identity of an address: that of the workload of this host which has it, else the longest range of an
+/// external, else `world`.
 #[inline(always)]
 pub fn by_address(addr: &Addr, side: u32) -> Peer {
+    if let Some(owner) = owner_of(addr) {
+        return Peer { known_by: KnownBy::Address, ..by_cgroup(owner, side) };
+    }
     let Some(trie) = ADDR_EXT.get(side) else {
         return Peer::UNKNOWN;
     };
@@ -114,4 +118,11 @@ pub fn by_address(addr: &Addr, side: u32) -> Peer {
         Some(&id) => Peer { id: IdentityId(id), known_by: KnownBy::Address },
         None => Peer { id: IdentityId::WORLD, known_by: KnownBy::World },
     }
+}
+
+/// A cgroup of the workload of this host that has an address; 0 if that is no one workload.
+#[inline(always)]
+pub fn owner_of(addr: &Addr) -> Option<u64> {
+    // SAFETY: a word that the agent stores whole.
+    unsafe { ADDR_OWNER.get(addr) }.copied()
 }

@@ -1,5 +1,5 @@
-//! The wall at devices: G12, G14, G15, G28, G43, G48, G54, G62 and G70 of the list of gaps, with nothing but the
-//! programs at the devices to stop anything.
+//! The wall at devices: G12, G14, G15, G28, G43, G48, G52, G54, G62, G70 and G80 of the list of gaps, with nothing
+//! but the programs at the devices to stop anything.
 
 use std::{
     net::SocketAddr,
@@ -151,7 +151,7 @@ fn g14_without_the_programs_at_the_device_frames_leave() {
         let packet = ip_udp(wall.web.at(Family::V4, 40_001), to, data);
         wall.send_frame(&frame(&wall, &packet), false).unwrap();
     };
-    wall.allow(&["at-web -> db: udp/any"]);
+    wall.allow_at_the_exit(&[]);
     let magic = magic();
     nothing_arrives(&wall, receiver, &magic, || send(&magic));
     wall.guard().inside(|d| d.release_device(device.index)).unwrap();
@@ -175,7 +175,7 @@ fn g15_a_sniffer_sees_nothing_of_what_the_door_denies() {
         assert_eq!((sniffer.arrived(), wall.db.actor.receive(receiver, 1).unwrap().len()), (1, 1));
         assert_eq!(wall.denials().denied(), 0);
 
-        wall.allow(&["web -> at-db: udp/any"]);
+        wall.allow_at_the_door(&[]);
         let mut leaving = Witness::new(&wall.host, &magic);
         for _ in 0..4 {
             wall.web.actor.send_to(sender, to, &magic).unwrap();
@@ -259,7 +259,7 @@ fn g62_what_nobody_asked_for_is_no_reply_at_a_device() {
         // From the port that `db` may call.
         let (server, from) = wall.web.udp(family);
         let (client, to) = wall.db.udp(family);
-        wall.allow(&["db -> at-web: udp/any, tcp/any", "at-db -> web: udp/any, tcp/any"]);
+        wall.allow(&["db -> web: udp/any, tcp/any"]);
         let magic = magic();
         nothing_arrives(&wall, client, &magic, || {
             wall.web.actor.send_to(server, to, &magic).unwrap();
@@ -294,7 +294,7 @@ fn g62_what_nobody_asked_for_is_no_reply_at_a_device() {
         });
         stopped_at_the_exit(&wall, &wall.denials(), Reason::NoFlow, 6);
         // A SYN against the direction of a flow is a call.
-        wall.allow(&["db -> at-web: tcp/any", "at-db -> web: tcp/any"]);
+        wall.allow(&["db -> web: tcp/any"]);
         let (listener, to_web) = wall.web.listen(family);
         let theirs = wall.db.actor.tcp_connect(to_web, LONG).unwrap();
         let caller = wall.db.actor.local_addr(theirs).unwrap();
@@ -333,7 +333,7 @@ fn g28_a_frame_by_the_device_of_another_workload_is_denied() {
     let (receiver, to) = wall.db.udp(Family::V4);
     let from = wall.web.at(Family::V4, 40_004);
     // Both may do this, each by its own device.
-    wall.allow(&["web -> at-db: udp/any", "db -> at-db: udp/any", "at-web -> db: udp/any"]);
+    wall.allow(&["web -> db: udp/any", "db -> db: udp/any"]);
     for bypass in [false, true] {
         let send = |data: &[u8]| Command::SendFrame {
             device: "web0".to_owned(),
@@ -349,6 +349,63 @@ fn g28_a_frame_by_the_device_of_another_workload_is_denied() {
         let denials = wall.denials();
         assert_eq!(denials.causes(), [(Hook::TcFrom, Reason::DeviceMismatch)]);
         assert_eq!(denials.records[0].cgroup, wall.db.cgroup.id());
+    }
+}
+
+#[test]
+fn g52_what_leaves_by_a_device_has_an_address_of_its_workload_for_its_source() {
+    let Some(wall) = wall() else { return };
+    for family in FAMILIES {
+        let (receiver, to) = wall.db.udp(family);
+        wall.open_way("udp/any");
+        let send = |from: SocketAddr, data: &[u8], bypass: bool| {
+            wall.send_frame(&frame(&wall, &ip_udp(from, to, data)), bypass).unwrap();
+        };
+        let own = wall.web.at(family, 40_010);
+        send(own, b"its own", false);
+        assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
+        assert_eq!(wall.denials().denied(), 0);
+        let others: [&str; 5] = match family {
+            Family::V4 => ["10.9.0.2", "10.9.0.254", "10.9.1.2", "192.0.2.1", "127.0.0.1"],
+            Family::V6 => ["fd09::2", "fd09::ff", "fd09:1::2", "2001:db8::1", "::ffff:10.9.0.1"],
+        };
+        let magic = magic();
+        for other in others {
+            let from = SocketAddr::new(other.parse().unwrap(), own.port());
+            for bypass in [false, true] {
+                nothing_arrives(&wall, receiver, &magic, || send(from, &magic, bypass));
+                let denials = wall.denials();
+                // No IPv6 packet passes for one of an IPv4 address.
+                let reason = if other.contains("ffff") { Reason::Malformed } else { Reason::SpoofedSource };
+                assert_eq!((denials.causes(), denials.denied()), (vec![(Hook::TcFrom, reason)], 1), "{other}");
+            }
+        }
+    }
+}
+
+#[test]
+fn g80_an_address_that_changes_hands_takes_no_edge_along() {
+    let Some(wall) = wall() else { return };
+    let [device, _] = wall.devices();
+    // Nothing but the door of `db` judges, by what it knows of the address.
+    wall.guard().inside(|d| d.release_device(device.index)).unwrap();
+    for family in FAMILIES {
+        let (receiver, to) = wall.db.udp(family);
+        let (sender, from) = wall.web.udp(family);
+        wall.open_way("udp/any");
+        let ask = |data: &[u8]| wall.web.actor.send_to(sender, to, data).map(drop).unwrap();
+        ask(b"as web");
+        assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
+        let stranger = wall.lab().cgroup().child("stranger");
+        wall.give_address(from.ip(), &stranger);
+        let magic = magic();
+        // On the flow that was allowed a moment ago.
+        nothing_arrives(&wall, receiver, &magic, || ask(&magic));
+        assert_eq!(wall.denials().causes(), [(Hook::TcTo, Reason::UnknownCaller)]);
+        wall.give_address(from.ip(), &wall.web.cgroup);
+        ask(b"as web again");
+        assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
+        assert_eq!(wall.denials().denied(), 0);
     }
 }
 
@@ -419,7 +476,7 @@ fn audit_reports_at_a_device_and_lets_pass() {
     let Some(wall) = wall() else { return };
     let (receiver, to) = wall.db.udp(Family::V4);
     let sender = wall.web.actor.socket(Family::V4, Kind::Datagram, 0).unwrap();
-    wall.apply("audit", &[]);
+    wall.audit(&[]);
     wall.web.actor.send_to(sender, to, b"would be denied").unwrap();
     assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
     let denials = wall.denials();
@@ -438,10 +495,9 @@ fn programs_at_a_device_are_replaced_in_place_and_a_new_device_gets_its_own() {
     wall.guard_devices();
     wall.web.actor.send_to(sender, to, b"after").unwrap();
     assert_eq!(wall.db.actor.receive(receiver, 2).unwrap().len(), 2);
-    let mut guarded = wall.guard().datapath().guarded_devices().unwrap();
-    guarded.sort_unstable();
+    let guarded = wall.guard().datapath().guarded_devices().unwrap();
     let [web, db] = wall.devices();
-    assert_eq!(guarded, [web.index, db.index]);
+    assert_eq!(guarded, [(web.index, wall.web.cgroup.id()), (db.index, wall.db.cgroup.id())].into());
 
     // The device of `web` dies, and its link with it. Another one takes its index.
     wall.host.ip(&format!("link delete {}", web.name));

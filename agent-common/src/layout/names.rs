@@ -14,6 +14,8 @@ pub mod map {
     pub const UID_IDENT: &str = "uid_ident";
     /// Hash: index of a device -> cgroup id of the workload behind it.
     pub const DEV_OWNER: &str = "dev_owner";
+    /// Hash: address, 16 bytes -> cgroup id of the workload of this host that has it; 0 = no one workload.
+    pub const ADDR_OWNER: &str = "addr_owner";
     /// Array of 1: the epoch in force, as u64.
     pub const EPOCH: &str = "epoch";
     /// Array of 2: [`super::super::Settings`], by side.
@@ -40,13 +42,14 @@ pub mod map {
     pub const CGROUP_EVENTS: &str = "cgroup_events";
 
     /// Every map, in the order in which they are pinned.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         EDGES,
         SPILL,
         ADDR_EXT,
         CGRP_IDENT,
         UID_IDENT,
         DEV_OWNER,
+        ADDR_OWNER,
         EPOCH,
         SETTINGS,
         SOCKETS,

@@ -1,7 +1,8 @@
 //! TC on the host's side of a workload's device: the boundary for frames, which no socket need have sent.
 //!
 //! The device tells the workload: `dev_owner` names a cgroup of it, whose label is this end. A socket that
-//! sent the frame may refine that and must not contradict it. Nothing is asked of a socket: every flow is in
+//! sent the frame may refine that and must not contradict it, and what leaves has an address of that workload
+//! for its source. Nothing is asked of a socket: every flow is in
 //! the flow table, under an owner that is a device.
 //!
 //! Frames are dropped in silence. What passes goes on to the programs behind this one.
@@ -131,6 +132,9 @@ fn judge(skb: *mut __sk_buff, device: u64, epoch: u32, leaves: bool) -> i32 {
         frames::NEIGHBOUR if !leaves || !matches!(case.icmp[0], 134 | 137) => return TCX_NEXT,
         frames::NEIGHBOUR => {}
         failed => return finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
+    }
+    if leaves && peer::owner_of(&case.local_addr) != Some(device) {
+        return finish(skb, &case, &Decision::deny(Reason::SpoofedSource));
     }
     let mut decision = on_error(&Error::NoFlow);
     match look_up(&mut case) {

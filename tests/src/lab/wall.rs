@@ -7,6 +7,7 @@
 use std::{
     cell::{RefCell, RefMut},
     fmt::Write as _,
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -14,7 +15,8 @@ use agent_common::id::Epoch;
 use eastwall::datapath::Device;
 
 use super::{
-    Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness, scene::TRUST_DOMAIN,
+    Cgroup, Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness,
+    scene::TRUST_DOMAIN,
 };
 
 /// The host's ends, of `web` and of `db`.
@@ -79,7 +81,7 @@ impl Wall {
         Some(wall)
     }
 
-    /// Puts the programs at both devices.
+    /// Puts the programs at both devices, and says whose their addresses are.
     ///
     /// # Panics
     ///
@@ -89,6 +91,7 @@ impl Wall {
             let (host, cgroup) = (&self.host, party.cgroup.id());
             let guarded = self.guard().inside(|d| host.run(|| d.guard_device(device, cgroup)));
             guarded.expect("put programs at a device");
+            party.addrs.iter().for_each(|&addr| self.give_address(addr, &party.cgroup));
         }
     }
 
@@ -113,35 +116,51 @@ impl Wall {
         self.guard.borrow_mut()
     }
 
-    /// Allows what the rules say and nothing else, from the moment this returns.
-    ///
-    /// A rule is `web -> at-db: udp/53`, the exit, or `at-web -> db: udp/53`, the door.
+    /// Allows what the rules say and nothing else, from the moment this returns. A rule is `web -> db: udp/53`.
     ///
     /// # Panics
     ///
     /// If a rule is none.
     pub fn allow(&self, rules: &[&str]) -> Epoch {
-        self.apply("enforce", rules)
+        self.apply("mode: enforce", ["", ""], rules)
     }
 
-    /// As [`Self::allow`], in a mode.
+    /// As [`Self::allow`], and denies nothing at the door of `db`.
     ///
     /// # Panics
     ///
     /// As [`Self::allow`].
-    pub fn apply(&self, mode: &str, rules: &[&str]) -> Epoch {
+    pub fn allow_at_the_exit(&self, rules: &[&str]) -> Epoch {
+        self.apply("mode: enforce", ["", "ingressMode: observe"], rules)
+    }
+
+    /// As [`Self::allow`], and denies nothing at the exit of `web`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::allow`].
+    pub fn allow_at_the_door(&self, rules: &[&str]) -> Epoch {
+        self.apply("mode: enforce", ["egressMode: observe", ""], rules)
+    }
+
+    /// As [`Self::allow`], and only reports what it would deny.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::allow`].
+    pub fn audit(&self, rules: &[&str]) -> Epoch {
+        self.apply("mode: audit", ["", ""], rules)
+    }
+
+    fn apply(&self, defaults: &str, of: [&str; 2], rules: &[&str]) -> Epoch {
         let mut text = format!(
             "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: {{ name: wall }}\nspec:\n  trustDomain: \
-             {TRUST_DOMAIN}\n  defaults: {{ mode: {mode} }}\n  workloads:\n",
+             {TRUST_DOMAIN}\n  defaults: {{ {defaults} }}\n  workloads:\n",
         );
         // Writing to a String cannot fail.
-        for party in [&self.web, &self.db] {
-            let _ = writeln!(text, "    - {{ name: {}, select: {{ cgroup: {} }} }}", party.name, party.cgroup.path());
-        }
-        text.push_str("  externals:\n");
-        for party in [&self.web, &self.db] {
-            let [v4, v6] = party.addrs;
-            let _ = writeln!(text, "    - {{ name: at-{}, cidrs: [{v4}/32, \"{v6}/128\"] }}", party.name);
+        for (party, more) in [&self.web, &self.db].into_iter().zip(of) {
+            let (name, path) = (party.name, party.cgroup.path());
+            let _ = writeln!(text, "    - {{ name: {name}, select: {{ cgroup: {path} }}, {more} }}");
         }
         if !rules.is_empty() {
             text.push_str("  allow:\n");
@@ -154,13 +173,26 @@ impl Wall {
         self.guard().apply(&text)
     }
 
-    /// Allows `web` to call `db`, at the exit and at the door.
+    /// Allows `web` to call `db`.
     ///
     /// # Panics
     ///
     /// If these are no ports.
     pub fn open_way(&self, ports: &str) -> Epoch {
-        self.allow(&[&format!("web -> at-db: {ports}"), &format!("at-web -> db: {ports}")])
+        self.allow(&[&format!("web -> db: {ports}")])
+    }
+
+    /// Says whose an address is: of the workload of a cgroup, and of nobody else from the moment this returns.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    pub fn give_address(&self, addr: IpAddr, cgroup: &Cgroup) {
+        let mut guard = self.guard();
+        guard.inside(|d| {
+            d.own_address(&mapped(addr), cgroup.id()).expect("say whose an address is");
+            d.ask_again().expect("begin an epoch");
+        });
     }
 
     /// Watches for bytes in the namespace of `db`, as a sniffer there would.
@@ -196,6 +228,14 @@ impl Wall {
     pub fn send_frame(&self, frame: &[u8], bypass: bool) -> Result<(), Errno> {
         let command = Command::SendFrame { device: "web0".to_owned(), frame: frame.to_vec(), bypass };
         self.web.actor.call(&command).map(drop)
+    }
+}
+
+/// As maps hold an address.
+fn mapped(addr: IpAddr) -> [u8; 16] {
+    match addr {
+        IpAddr::V4(addr) => addr.to_ipv6_mapped().octets(),
+        IpAddr::V6(addr) => addr.octets(),
     }
 }
 

@@ -1,8 +1,11 @@
 //! The programs on the host's side of workloads' devices: TCX links, pinned like those of cgroups.
 
-use std::{io, os::fd::AsFd as _};
+use std::{collections::BTreeMap, io, os::fd::AsFd as _};
 
-use agent_common::layout::{device_owner, names::program};
+use agent_common::{
+    id::Epoch,
+    layout::{device_owner, names::program},
+};
 use aya::programs::{LinkOrder, Program, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions};
 
 use super::{Datapath, DatapathError};
@@ -92,13 +95,54 @@ impl Datapath {
         Ok(())
     }
 
-    /// Returns the devices that have an owner: their indices.
+    /// Returns the devices that have an owner, by index: a cgroup of it.
     ///
     /// # Errors
     ///
     /// [`DatapathError`].
-    pub fn guarded_devices(&self) -> Result<Vec<u32>, DatapathError> {
-        Ok(self.dev_owner.keys()?)
+    pub fn guarded_devices(&self) -> Result<BTreeMap<u32, u64>, DatapathError> {
+        Ok(self.dev_owner.all()?)
+    }
+
+    /// Says who has an address, IPv4 mapped: `cgroup` is one of the workload, 0 is no one workload. What was
+    /// decided under the epoch in force stays: see [`Datapath::ask_again`].
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`]; what was said before stays.
+    pub fn own_address(&self, addr: &[u8; 16], cgroup: u64) -> Result<(), DatapathError> {
+        Ok(self.addr_owner.put(addr, &cgroup)?)
+    }
+
+    /// Ends that: the address is whatever policy says about it.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`].
+    pub fn disown_address(&self, addr: &[u8; 16]) -> Result<(), DatapathError> {
+        self.addr_owner.remove(addr)?;
+        Ok(())
+    }
+
+    /// Returns who has which address.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`].
+    pub fn owned_addresses(&self) -> Result<BTreeMap<[u8; 16], u64>, DatapathError> {
+        Ok(self.addr_owner.all()?)
+    }
+
+    /// Lets every flow be decided again at its next packet, by the policy in force.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]; what was decided before then stays.
+    pub fn ask_again(&mut self) -> Result<Epoch, TableError> {
+        let epoch = self.in_force.again();
+        self.epoch.put(&0, &u64::from(epoch.0))?;
+        self.in_force = epoch;
+        Ok(epoch)
     }
 }
 
