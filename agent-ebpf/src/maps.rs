@@ -5,8 +5,8 @@
 use agent_common::{
     addr::Addr,
     layout::{
-        DenyCounter, DenyKey, DenyRecord, DenyStat, EdgeEntry, EdgeKey, FlowKey, FlowState, IdentEntry, PrefixKey,
-        RuleStat, Settings, SockState, SpillEntry, UidKey,
+        DenyCounter, DenyKey, DenyRecord, DenyStat, DeviceEntry, EdgeEntry, EdgeKey, FlowKey, FlowState, IdentEntry,
+        PrefixKey, RuleStat, Settings, SockState, SpillEntry, UidKey,
     },
 };
 use aya_ebpf::{btf_maps as bm, macros::btf_map};
@@ -35,10 +35,10 @@ pub static CGRP_IDENT: bm::HashMap<u64, IdentEntry, 65_536, NO_PREALLOC> = bm::H
 #[btf_map(name = "uid_ident")]
 pub static UID_IDENT: bm::HashMap<UidKey, IdentEntry, 16_384, NO_PREALLOC> = bm::HashMap::new();
 
-/// Device, by its index on the host's side -> a cgroup of the workload behind it, whose label is the device's.
+/// Device, by its index on the host's side -> who is behind it.
 /// Written by the agent before the device's programs are attached. Full: the agent reports the device.
 #[btf_map(name = "dev_owner")]
-pub static DEV_OWNER: bm::HashMap<u32, u64, 4_096, NO_PREALLOC> = bm::HashMap::new();
+pub static DEV_OWNER: bm::HashMap<u32, DeviceEntry, 4_096, NO_PREALLOC> = bm::HashMap::new();
 
 /// Address -> a cgroup of the one workload of this host that has it, whose label is the address's; 0 = of several, or
 /// of none with a label. Written by the agent, which begins an epoch when an address changes hands.

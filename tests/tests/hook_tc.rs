@@ -11,7 +11,7 @@ use agent_common::{
     verdict::Reason,
 };
 use etherparse::{PacketBuilder, PacketBuilderStep};
-use tests::lab::{Command, Denials, Errno, Family, Kind, Socket, Wall, Witness, magic};
+use tests::lab::{Command, Denials, Errno, Family, GuardOptions, Kind, Socket, Wall, Witness, magic};
 
 const BRIEF: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(5);
@@ -249,6 +249,55 @@ fn g70_a_connection_through_a_device_ends_with_its_edge() {
         }
         // What TCP sends again of what was closed is denied; then there is silence.
         let _ = wall.guard().look();
+    }
+}
+
+#[test]
+fn a_connection_older_than_the_programs_at_its_device_is_judged_like_any_other() {
+    // With the hooks of sockets, a socket knows which end of the connection it is; else its listener says so.
+    for (family, sockets) in FAMILIES.into_iter().flat_map(|family| [(family, false), (family, true)]) {
+        let Some(wall) = Wall::unguarded(GuardOptions::default()) else { return };
+        wall.open_way("tcp/any");
+        if sockets {
+            wall.give_addresses();
+            wall.guard().reattach().unwrap();
+        }
+        let (listener, to) = wall.db.listen(family);
+        let ours = wall.web.actor.tcp_connect(to, LONG).unwrap();
+        let theirs = wall.db.actor.accept(listener).unwrap();
+        if sockets {
+            wall.db.actor.close(listener);
+        }
+        let talk = |data: &[u8]| {
+            // The callee speaks first.
+            wall.db.actor.send(theirs, data).unwrap();
+            assert_eq!(wall.web.actor.receive(ours, 1).unwrap()[0].data, data);
+            wall.web.actor.send(ours, data).unwrap();
+            assert_eq!(wall.db.actor.receive(theirs, 1).unwrap()[0].data, data);
+        };
+        talk(b"before");
+        let _ = wall.denials();
+        wall.guard_devices();
+        wall.open_way("tcp/any");
+        talk(b"after");
+        assert_eq!(wall.denials().denied(), 0);
+        // Segments that only look like a part of it.
+        let from = wall.web.actor.local_addr(ours).unwrap();
+        let magic = magic();
+        let mut sniffer = wall.watch(&magic);
+        for (from, to) in [(wall.web.at(family, from.port() ^ 1), to), (from, wall.db.at(family, to.port() ^ 1))] {
+            wall.send_frame(&frame(&wall, &ip_tcp(from, to, |tcp| tcp.ack(1), &magic)), true).unwrap();
+        }
+        assert_eq!(sniffer.arrived(), 0);
+        let denials = wall.denials();
+        assert_eq!((denials.causes(), denials.denied()), (vec![(Hook::TcFrom, Reason::NoFlow); 2], 2));
+        // The edge is gone, and that from the callee to the caller is no way back.
+        wall.allow(&["db -> web: tcp/any"]);
+        let mut sniffer = wall.watch(&magic);
+        let _ = wall.web.actor.send(ours, &magic);
+        assert_eq!((wall.db.actor.receive_for(theirs, 1, BRIEF), sniffer.arrived()), (Ok(vec![]), 0));
+        assert!(wall.denials().denied() > 0);
+        let _ = (wall.web.actor.close(ours), wall.db.actor.close(theirs), wall.guard().look());
     }
 }
 
@@ -496,8 +545,9 @@ fn programs_at_a_device_are_replaced_in_place_and_a_new_device_gets_its_own() {
     wall.web.actor.send_to(sender, to, b"after").unwrap();
     assert_eq!(wall.db.actor.receive(receiver, 2).unwrap().len(), 2);
     let guarded = wall.guard().datapath().guarded_devices().unwrap();
+    let owners: Vec<(u32, u64)> = guarded.into_iter().map(|(index, entry)| (index, entry.cgroup)).collect();
     let [web, db] = wall.devices();
-    assert_eq!(guarded, [(web.index, wall.web.cgroup.id()), (db.index, wall.db.cgroup.id())].into());
+    assert_eq!(owners, [(web.index, wall.web.cgroup.id()), (db.index, wall.db.cgroup.id())]);
 
     // The device of `web` dies, and its link with it. Another one takes its index.
     wall.host.ip(&format!("link delete {}", web.name));

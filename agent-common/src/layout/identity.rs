@@ -62,6 +62,19 @@ pub struct UidKey {
 }
 layout!(UidKey, size 16, cgroup @ 0, uid @ 8, reserved @ 12);
 
+/// Value of `dev_owner`: who is behind a device.
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub struct DeviceEntry {
+    /// A cgroup of the workload, whose label is the device's; 0 = no one workload.
+    pub cgroup: u64,
+    /// The network namespace at the device's other end, by its id in the namespace of the device.
+    pub netns: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+layout!(DeviceEntry, size 16, cgroup @ 0, netns @ 8, reserved @ 12);
+
 /// Key of `addr_ext` as the kernel's LPM trie wants it.
 ///
 /// Shape: prefix length in bits over the mapped form (IPv4 /24 is 120), then the address.

@@ -12,7 +12,7 @@ pub mod map {
     pub const CGRP_IDENT: &str = "cgrp_ident";
     /// Hash: [`super::super::UidKey`] -> [`super::super::IdentEntry`].
     pub const UID_IDENT: &str = "uid_ident";
-    /// Hash: index of a device -> cgroup id of the workload behind it.
+    /// Hash: index of a device -> [`super::super::DeviceEntry`].
     pub const DEV_OWNER: &str = "dev_owner";
     /// Hash: address, 16 bytes -> cgroup id of the workload of this host that has it; 0 = no one workload.
     pub const ADDR_OWNER: &str = "addr_owner";

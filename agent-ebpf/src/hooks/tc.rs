@@ -2,14 +2,14 @@
 //!
 //! The device tells the workload: `dev_owner` names a cgroup of it, whose label is this end. A socket that
 //! sent the frame may refine that and must not contradict it, and what leaves has an address of that workload
-//! for its source. Nothing is asked of a socket: every flow is in
-//! the flow table, under an owner that is a device.
+//! for its source. Every flow is in the flow table, under an owner that is a device; only for a connection that the
+//! table does not have, because it is older than these programs, are the workload's sockets asked.
 //!
 //! Frames are dropped in silence. What passes goes on to the programs behind this one.
 
 use agent_common::{
     flow::proto,
-    layout::{FlowKey, Hook, Role, device_owner, ident_flags, record_flags},
+    layout::{DeviceEntry, FlowKey, Hook, Role, device_owner, ident_flags, record_flags},
     parse::{Packet, plain::Plain, tcp},
     verdict::{Decision, Reason, Verdict},
 };
@@ -18,7 +18,9 @@ use aya_ebpf::{
         __sk_buff,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
-    helpers::generated::{bpf_get_socket_cookie, bpf_get_socket_uid, bpf_skb_cgroup_id},
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_cgroup_id,
+    },
     macros::classifier,
     programs::TcContext,
 };
@@ -30,7 +32,9 @@ use crate::{
     judge::Case,
     maps::DEV_OWNER,
     on_error::{Error, on_error},
-    peer, policy, who,
+    peer, policy,
+    sockets::{self, Tuple, state},
+    who,
 };
 
 /// Judges what leaves a workload by its device: TC ingress on the host's side.
@@ -55,13 +59,13 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
     // SAFETY: the context.
     let ifindex = unsafe { (*skb).ifindex };
     // The agent names the owner before it attaches, so a device without one is not of this agent.
-    let Some(&device) = (unsafe { DEV_OWNER.get(ifindex) }) else {
+    let Some(&DeviceEntry { cgroup, netns, .. }) = (unsafe { DEV_OWNER.get(ifindex) }) else {
         return TCX_NEXT;
     };
     if leaves {
-        if passes_from(skb, device, epoch) { TCX_NEXT } else { judge_from(skb, device, epoch) }
+        if passes_from(skb, cgroup, epoch) { TCX_NEXT } else { judge_from(skb, cgroup, netns, epoch) }
     } else {
-        judge_to(skb, device, epoch)
+        judge_to(skb, cgroup, netns, epoch)
     }
 }
 
@@ -79,13 +83,13 @@ fn passes_to(skb: *mut __sk_buff, epoch: u32) -> bool {
 }
 
 #[inline(never)]
-fn judge_from(skb: *mut __sk_buff, device: u64, epoch: u32) -> i32 {
-    judge(skb, device, epoch, true)
+fn judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
+    judge(skb, device, netns, epoch, true)
 }
 
 #[inline(never)]
-fn judge_to(skb: *mut __sk_buff, device: u64, epoch: u32) -> i32 {
-    judge(skb, device, epoch, false)
+fn judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
+    judge(skb, device, netns, epoch, false)
 }
 
 /// Says whether an ordinary packet belongs to a flow that may pass.
@@ -115,7 +119,7 @@ fn is_live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bo
 }
 
 #[inline(always)]
-fn judge(skb: *mut __sk_buff, device: u64, epoch: u32, leaves: bool) -> i32 {
+fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool) -> i32 {
     // Who owns a socket is not known here, so a workload narrowed by uid is its cgroup's.
     let slot = who::slot_of(device, || u32::MAX, epoch & 1);
     let mut case = Case::new(if leaves { Hook::TcFrom } else { Hook::TcTo }, leaves, device, slot, epoch);
@@ -139,6 +143,7 @@ fn judge(skb: *mut __sk_buff, device: u64, epoch: u32, leaves: bool) -> i32 {
     let mut decision = on_error(&Error::NoFlow);
     match look_up(&mut case) {
         Seen::Passes => return TCX_NEXT,
+        Seen::BeginsNothing if case.proto == proto::TCP && is_open(skb, &mut case, netns) => {}
         Seen::BeginsNothing => return finish(skb, &case, &decision),
         Seen::Asks => {}
     }
@@ -210,6 +215,70 @@ fn look_up(case: &mut Case) -> Seen {
         case.icmp[0] = if case.proto == proto::ICMP { 8 } else { 128 };
     }
     Seen::Asks
+}
+
+/// Says whether a socket of the workload has the connection of a segment, though the table does not: it is older
+/// than the programs at this device, or was silent for long. Notes which end of it this one is.
+#[inline(never)]
+fn is_open(skb: *mut __sk_buff, case: &mut Case, netns: u32) -> bool {
+    let (peer, local) = (&case.peer_addr, &case.local_addr);
+    let mut tuple = Tuple::new(peer, case.peer_port, local, case.local_port);
+    let Some(found) = socket_of(skb, &mut tuple, netns) else {
+        return false;
+    };
+    case.role = match found {
+        Open::As(role) => role,
+        Open::Unsaid => {
+            // Remote port 0 matches no connection, so only a listener can be found.
+            let mut tuple = Tuple::new(peer, 0, local, case.local_port);
+            match socket_of(skb, &mut tuple, netns) {
+                Some(Open::Listens) => Role::Callee,
+                _ => Role::Caller,
+            }
+        }
+        Open::Listens => return false,
+    };
+    true
+}
+
+/// What a look-up in the namespace of a workload finds.
+enum Open {
+    /// A listener.
+    Listens,
+    /// A connection, in which the socket has this role.
+    As(Role),
+    /// A connection in which it has either.
+    Unsaid,
+}
+
+#[inline(always)]
+fn socket_of(skb: *mut __sk_buff, tuple: &mut Tuple, netns: u32) -> Option<Open> {
+    let (ctx, netns) = (skb.cast(), u64::from(netns));
+    // SAFETY: the helpers read the tuple; the socket found is released below.
+    let sk = unsafe {
+        if tuple.is_v4() {
+            bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 12, netns, 0)
+        } else {
+            bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 36, netns, 0)
+        }
+    };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: a referenced full socket and its storage; released once.
+    unsafe {
+        let found = if (*sk).state == state::LISTEN {
+            Open::Listens
+        } else {
+            match sockets::stored(sk).map_or(0, |stored| (*stored).sticky_role) {
+                1 => Open::As(Role::Caller),
+                2 => Open::As(Role::Callee),
+                _ => Open::Unsaid,
+            }
+        };
+        bpf_sk_release(sk.cast());
+        Some(found)
+    }
 }
 
 /// Records that the flow of a packet may pass. False: there is no room.

@@ -74,7 +74,9 @@ impl Wall {
         let devices = DEVICES.map(|name| {
             let line = host.ip(&format!("-o link show dev {name}"));
             let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
-            Device { index, name: name.to_owned() }
+            let mut words = line.split_whitespace().skip_while(|word| *word != "link-netnsid");
+            let netns = words.nth(1).and_then(|n| n.parse().ok()).expect("its other end is in another namespace");
+            Device { index, name: name.to_owned(), netns }
         });
         let wall = Self { web, db, host, guard, devices, lab };
         wall.allow(&[]);
@@ -91,6 +93,17 @@ impl Wall {
             let (host, cgroup) = (&self.host, party.cgroup.id());
             let guarded = self.guard().inside(|d| host.run(|| d.guard_device(device, cgroup)));
             guarded.expect("put programs at a device");
+        }
+        self.give_addresses();
+    }
+
+    /// Says whose the addresses of both workloads are.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    pub fn give_addresses(&self) {
+        for party in [&self.web, &self.db] {
             party.addrs.iter().for_each(|&addr| self.give_address(addr, &party.cgroup));
         }
     }

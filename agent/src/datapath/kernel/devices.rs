@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, os::fd::AsFd as _};
 
 use agent_common::{
     id::Epoch,
-    layout::{device_owner, names::program},
+    layout::{DeviceEntry, device_owner, names::program},
 };
 use aya::programs::{LinkOrder, Program, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions};
 
@@ -18,6 +18,8 @@ pub struct Device {
     pub index: u32,
     /// Its name there.
     pub name: String,
+    /// The network namespace at its other end, by its id there.
+    pub netns: i32,
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -27,8 +29,8 @@ impl Datapath {
     /// attached there. `cgroup` is one of the workload's; what it is labelled as, under the policy in force
     /// and every later one, is the device's identity.
     ///
-    /// Programs that an earlier agent attached are replaced in place. What a connection that is older than
-    /// the programs sends is dropped, as its flow has no beginning.
+    /// Programs that an earlier agent attached are replaced in place. Connections that are older than the programs
+    /// are found by the workload's sockets, and judged like any other.
     ///
     /// # Errors
     ///
@@ -36,8 +38,9 @@ impl Datapath {
     pub fn guard_device(&mut self, device: &Device, cgroup: u64) -> Result<(), DatapathError> {
         // First, because a device without an owner is left alone by the programs.
         let before = self.dev_owner.get(&device.index)?;
-        self.dev_owner.put(&device.index, &cgroup)?;
-        if before != Some(cgroup) {
+        let entry = DeviceEntry { cgroup, netns: device.netns.cast_unsigned(), reserved: 0 };
+        self.dev_owner.put(&device.index, &entry)?;
+        if before != Some(entry) {
             self.forget_flows(device.index)?;
         }
         for name in program::DEVICE {
@@ -95,12 +98,12 @@ impl Datapath {
         Ok(())
     }
 
-    /// Returns the devices that have an owner, by index: a cgroup of it.
+    /// Returns the devices that have an owner, by index.
     ///
     /// # Errors
     ///
     /// [`DatapathError`].
-    pub fn guarded_devices(&self) -> Result<BTreeMap<u32, u64>, DatapathError> {
+    pub fn guarded_devices(&self) -> Result<BTreeMap<u32, DeviceEntry>, DatapathError> {
         Ok(self.dev_owner.all()?)
     }
 

@@ -12,7 +12,10 @@ mod read;
 use agent_common::{
     cached::Keys,
     id::Epoch,
-    layout::{DenyCounter, DenyKey, DenyStat, FlowKey, FlowState, IdentEntry, RuleStat, Settings, UidKey, names::map},
+    layout::{
+        DenyCounter, DenyKey, DenyStat, DeviceEntry, FlowKey, FlowState, IdentEntry, RuleStat, Settings, UidKey,
+        names::map,
+    },
 };
 use aya::{Ebpf, EbpfLoader, maps::MapData};
 
@@ -36,7 +39,7 @@ pub struct Datapath {
     addr_ext: Table<u32, u32>,
     cgrp_ident: Table<u64, IdentEntry>,
     uid_ident: Table<UidKey, IdentEntry>,
-    dev_owner: Table<u32, u64>,
+    dev_owner: Table<u32, DeviceEntry>,
     addr_owner: Table<[u8; 16], u64>,
     epoch: Table<u32, u64>,
     settings: Table<u32, Settings>,
@@ -130,7 +133,7 @@ fn check_shapes(pins: &Pins, capacity: &Capacity) -> Result<(), DatapathError> {
         (map::CGRP_IDENT, 8, size(size_of::<IdentEntry>()), capacity.cgroups),
         (map::UID_IDENT, size(size_of::<UidKey>()), size(size_of::<IdentEntry>()), UID_ENTRIES),
         (map::FLOWS, size(size_of::<FlowKey>()), size(size_of::<FlowState>()), capacity.flows),
-        (map::DEV_OWNER, 4, 8, 4_096),
+        (map::DEV_OWNER, 4, size(size_of::<DeviceEntry>()), 4_096),
         (map::ADDR_OWNER, 16, 8, 16_384),
         (map::SETTINGS, 4, size(size_of::<Settings>()), 2),
         (map::EDGES, 4, 4, 2),
