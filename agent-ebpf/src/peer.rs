@@ -41,10 +41,22 @@ pub struct Found {
     pub listens: bool,
 }
 
-/// Finds the socket at the `local` end of a tuple, in the packet's network namespace.
+/// Finds the socket at the `local` end of a tuple, in the network namespace of the packet or the caller.
 #[inline(always)]
 pub fn find(
     ctx: *mut core::ffi::c_void,
+    protocol: u8,
+    tuple: &mut Tuple,
+    cgroup_of: impl FnOnce(*mut bpf_sock) -> u64,
+) -> Option<Found> {
+    find_in(ctx, CURRENT_NETNS, protocol, tuple, cgroup_of)
+}
+
+/// As [`find`], in a network namespace by its id in that of the packet.
+#[inline(always)]
+pub fn find_in(
+    ctx: *mut core::ffi::c_void,
+    netns: u64,
     protocol: u8,
     tuple: &mut Tuple,
     cgroup_of: impl FnOnce(*mut bpf_sock) -> u64,
@@ -53,10 +65,10 @@ pub fn find(
     // SAFETY: the helpers read the tuple, and every socket found is released below.
     let sk = unsafe {
         match (protocol, tuple.is_v4()) {
-            (proto::TCP, true) => bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 12, CURRENT_NETNS, 0),
-            (proto::TCP, false) => bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 36, CURRENT_NETNS, 0),
-            (proto::UDP, true) => bpf_sk_lookup_udp(ctx, tuple.as_ptr(), 12, CURRENT_NETNS, 0),
-            (proto::UDP, false) => bpf_sk_lookup_udp(ctx, tuple.as_ptr(), 36, CURRENT_NETNS, 0),
+            (proto::TCP, true) => bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 12, netns, 0),
+            (proto::TCP, false) => bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 36, netns, 0),
+            (proto::UDP, true) => bpf_sk_lookup_udp(ctx, tuple.as_ptr(), 12, netns, 0),
+            (proto::UDP, false) => bpf_sk_lookup_udp(ctx, tuple.as_ptr(), 36, netns, 0),
             _ => return None,
         }
     };
@@ -78,7 +90,7 @@ pub fn cgroup_by_helper(sk: *mut bpf_sock) -> u64 {
     unsafe { bpf_sk_cgroup_id(sk.cast()) }
 }
 
-/// The cgroup of a looked-up socket from its storage: connect and sendmsg. 0 = older than the agent.
+/// The cgroup of a looked-up socket from its storage: where that helper is not. 0 = older than the agent.
 #[inline(always)]
 pub fn cgroup_by_storage(sk: *mut bpf_sock) -> u64 {
     // SAFETY: storage of a referenced socket.

@@ -446,12 +446,12 @@ fn g80_an_address_that_changes_hands_takes_no_edge_along() {
         ask(b"as web");
         assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
         let stranger = wall.lab().cgroup().child("stranger");
-        wall.give_address(from.ip(), &stranger);
+        wall.give_address(from.ip(), stranger.id());
         let magic = magic();
         // On the flow that was allowed a moment ago.
         nothing_arrives(&wall, receiver, &magic, || ask(&magic));
         assert_eq!(wall.denials().causes(), [(Hook::TcTo, Reason::UnknownCaller)]);
-        wall.give_address(from.ip(), &wall.web.cgroup);
+        wall.give_address(from.ip(), wall.web.cgroup.id());
         ask(b"as web again");
         assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
         assert_eq!(wall.denials().denied(), 0);
@@ -578,10 +578,7 @@ fn programs_at_a_device_are_replaced_in_place_and_a_new_device_gets_its_own() {
 fn a_new_owner_of_a_device_begins_without_flows() {
     let Some(wall) = wall() else { return };
     let [device, _] = wall.devices();
-    let own = |cgroup: u64| {
-        let (host, guarded) = (&wall.host, device.clone());
-        wall.guard().inside(|d| host.run(|| d.guard_device(&guarded, cgroup))).unwrap();
-    };
+    let own = |cgroup: u64| wall.guard_device(device, cgroup);
     let (receiver, to) = wall.db.udp(Family::V4);
     let (sender, from) = wall.web.udp(Family::V4);
     wall.open_way("udp/any");
@@ -599,4 +596,50 @@ fn a_new_owner_of_a_device_begins_without_flows() {
     own(wall.web.cgroup.id());
     wall.db.actor.send_to(receiver, from, b"the first one again").unwrap();
     assert_eq!(wall.denials().causes(), [(Hook::TcTo, Reason::NoRule)]);
+}
+
+#[test]
+fn g28_behind_a_device_that_several_share_the_socket_tells_who_it_is() {
+    let Some(wall) = Wall::open(true) else { return };
+    let [device, _] = wall.devices();
+    let stranger = wall.lab().actor(&wall.db.cgroup, &wall.web.net);
+    wall.guard_device(device, 0);
+    for family in FAMILIES {
+        wall.give_address(wall.web.addr(family), 0);
+        let (receiver, to) = wall.db.udp(family);
+        let (web, from) = wall.web.udp(family);
+        let frame = frame(&wall, &ip_udp(from, to, b"a frame of nobody"));
+        wall.allow_at_the_exit(&["web -> db: udp/any"]);
+        wall.web.actor.send_to(web, to, b"web").unwrap();
+        assert_eq!(wall.db.actor.receive(receiver, 1).unwrap()[0].data, b"web");
+        assert_eq!(wall.denials().denied(), 0);
+        // The hooks of sockets see none of these.
+        for (actor, id) in [(&wall.web.actor, wall.web.id()), (&stranger, wall.db.id())] {
+            let other = ip_udp(wall.web.at(family, 40_020), to, b"by a frame");
+            let bytes = [&frame[..14], &other].concat();
+            let send = Command::SendFrame { device: "web0".to_owned(), frame: bytes, bypass: true };
+            actor.call(&send).unwrap();
+            let arrived = wall.db.actor.receive_for(receiver, 1, BRIEF).unwrap().len();
+            let denials = wall.denials();
+            if id == wall.web.id() {
+                assert_eq!((arrived, denials.denied()), (1, 0));
+                continue;
+            }
+            assert_eq!((arrived, denials.causes()), (0, vec![(Hook::TcFrom, Reason::NoRule)]));
+            assert_eq!(denials.records[0].local_id, id.0);
+        }
+        // Towards them: by who would receive.
+        let (open, at) = wall.web.udp(family);
+        for (rules, passes) in [(&["db -> web: udp/any"][..], true), (&[], false)] {
+            wall.allow_at_the_door_of_web(rules);
+            let (caller, _) = wall.db.udp(family);
+            wall.db.actor.send_to(caller, at, b"to web").unwrap();
+            assert_eq!(wall.web.actor.receive_for(open, 1, BRIEF).unwrap().len(), usize::from(passes));
+            let denials = wall.denials();
+            if !passes {
+                assert_eq!(denials.causes(), [(Hook::TcTo, Reason::NoRule)]);
+                assert_eq!(denials.records[0].local_id, wall.web.id().0);
+            }
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! TC on the host's side of a workload's device: the boundary for frames, which no socket need have sent.
 //!
-//! The device tells the workload: `dev_owner` names a cgroup of it, whose label is this end. A socket that
-//! sent the frame may refine that and must not contradict it, and what leaves has an address of that workload
-//! for its source. Every flow is in the flow table, under an owner that is a device; only for a connection that the
-//! table does not have, because it is older than these programs, are the workload's sockets asked.
+//! The device tells the workload: `dev_owner` names a cgroup of it, whose label is this end; behind a device that
+//! several share, it is that of the socket at this end. A socket that sent the frame must not contradict the device,
+//! and what leaves has an address of the workload for its source. Every flow is in the flow table, under an owner that
+//! is the device, or who shares it. Only for a connection that the table does not have, because it is older than these
+//! programs, are the workload's sockets asked.
 //!
 //! Frames are dropped in silence. What passes goes on to the programs behind this one.
 
@@ -126,8 +127,12 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     // SAFETY: the context.
     (case.ifindex, case.bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
     let said = read_case(skb, &mut case);
-    if leaves && contradicts(skb, &mut case) {
-        return finish(skb, &case, &Decision::deny(Reason::DeviceMismatch));
+    if leaves {
+        if contradicts(skb, &mut case) {
+            return finish(skb, &case, &Decision::deny(Reason::DeviceMismatch));
+        }
+    } else if device == 0 {
+        name_receiver(skb, &mut case, netns);
     }
     match said {
         frames::PACKET => {}
@@ -140,15 +145,17 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     if leaves && peer::owner_of(&case.local_addr) != Some(device) {
         return finish(skb, &case, &Decision::deny(Reason::SpoofedSource));
     }
+    // Who shares a device takes no part in the flows of another.
+    let owner = if device == 0 && case.cgroup != 0 { case.cgroup } else { device_owner(case.ifindex) };
     let mut decision = on_error(&Error::NoFlow);
-    match look_up(&mut case) {
+    match look_up(&mut case, owner) {
         Seen::Passes => return TCX_NEXT,
         Seen::BeginsNothing if case.proto == proto::TCP && is_open(skb, &mut case, netns) => {}
         Seen::BeginsNothing => return finish(skb, &case, &decision),
         Seen::Asks => {}
     }
     decide(&mut case, &mut decision);
-    if matches!(case.typed_mode().apply(&decision), Verdict::Allow) && !remember(&case, &decision) {
+    if matches!(case.typed_mode().apply(&decision), Verdict::Allow) && !remember(&case, &decision, owner) {
         // A flow that is not recorded has replies that look like new flows.
         decision = on_error(&Error::FlowTableFull);
     }
@@ -164,7 +171,8 @@ fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
     said
 }
 
-/// Says whether a socket sent the frame that is another workload's than the device. Notes whose it is.
+/// Says whether a socket sent the frame that is another workload's than the device. Notes whose it is; where several
+/// workloads share a device, the socket tells which one sends.
 #[inline(never)]
 fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
     // SAFETY: the context.
@@ -176,8 +184,26 @@ fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
     case.cgroup = sender;
     // SAFETY: the context.
     let slot = who::slot_of(sender, || unsafe { bpf_get_socket_uid(skb) }, case.epoch & 1);
-    let is_labelled = slot.flags & ident_flags::LABELLED != 0 && !slot.id.is_unknown();
-    is_labelled && !case.slot.id.is_unknown() && slot.id.0 != case.slot.id.0
+    if slot.flags & ident_flags::LABELLED == 0 || slot.id.is_unknown() {
+        return false;
+    }
+    if case.slot.id.is_unknown() {
+        case.slot = slot;
+    }
+    slot.id.0 != case.slot.id.0
+}
+
+/// Where several workloads share a device, the socket that would receive tells which one is called.
+#[inline(never)]
+fn name_receiver(skb: *mut __sk_buff, case: &mut Case, netns: u32) {
+    let mut tuple = Tuple::new(&case.peer_addr, case.peer_port, &case.local_addr, case.local_port);
+    let found = peer::find_in(skb.cast(), u64::from(netns), case.proto, &mut tuple, peer::cgroup_by_storage);
+    if let Some(found) = found
+        && found.cgroup != 0
+    {
+        case.cgroup = found.cgroup;
+        case.slot = who::slot_of(found.cgroup, || u32::MAX, case.epoch & 1);
+    }
 }
 
 /// What the flow table makes of a packet.
@@ -192,9 +218,9 @@ enum Seen {
 
 /// Asks the flow table about a packet, and notes in the case which end of its flow this one is.
 #[inline(never)]
-fn look_up(case: &mut Case) -> Seen {
+fn look_up(case: &mut Case, owner: u64) -> Seen {
     let echo = case.echo();
-    let mut key = case.flow_key(device_owner(case.ifindex));
+    let mut key = case.flow_key(owner);
     let flows::Found { known, reply } = flows::find(&mut key, case.epoch, case.leaves, case.tcp_flags, echo);
     case.role = if case.leaves == reply { Role::Callee } else { Role::Caller };
     match known {
@@ -283,8 +309,8 @@ fn socket_of(skb: *mut __sk_buff, tuple: &mut Tuple, netns: u32) -> Option<Open>
 
 /// Records that the flow of a packet may pass. False: there is no room.
 #[inline(never)]
-fn remember(case: &Case, decision: &Decision) -> bool {
-    let mut key = case.flow_key(device_owner(case.ifindex));
+fn remember(case: &Case, decision: &Decision, owner: u64) -> bool {
+    let mut key = case.flow_key(owner);
     key.direction = u8::from(matches!(case.role, Role::Callee));
     flows::record(&key, case.epoch, decision.valid_until.0, 0)
 }

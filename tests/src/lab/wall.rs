@@ -15,8 +15,7 @@ use agent_common::id::Epoch;
 use eastwall::datapath::Device;
 
 use super::{
-    Cgroup, Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness,
-    scene::TRUST_DOMAIN,
+    Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness, scene::TRUST_DOMAIN,
 };
 
 /// The host's ends, of `web` and of `db`.
@@ -90,11 +89,20 @@ impl Wall {
     /// If the kernel refuses.
     pub fn guard_devices(&self) {
         for (device, party) in self.devices.iter().zip([&self.web, &self.db]) {
-            let (host, cgroup) = (&self.host, party.cgroup.id());
-            let guarded = self.guard().inside(|d| host.run(|| d.guard_device(device, cgroup)));
-            guarded.expect("put programs at a device");
+            self.guard_device(device, party.cgroup.id());
         }
         self.give_addresses();
+    }
+
+    /// Puts the programs at a device of the workload of a cgroup; 0 is several.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    pub fn guard_device(&self, device: &Device, cgroup: u64) {
+        let host = &self.host;
+        let guarded = self.guard().inside(|d| host.run(|| d.guard_device(device, cgroup)));
+        guarded.expect("put programs at a device");
     }
 
     /// Says whose the addresses of both workloads are.
@@ -104,7 +112,7 @@ impl Wall {
     /// If the kernel refuses.
     pub fn give_addresses(&self) {
         for party in [&self.web, &self.db] {
-            party.addrs.iter().for_each(|&addr| self.give_address(addr, &party.cgroup));
+            party.addrs.iter().for_each(|&addr| self.give_address(addr, party.cgroup.id()));
         }
     }
 
@@ -156,6 +164,15 @@ impl Wall {
         self.apply("mode: enforce", ["egressMode: observe", ""], rules)
     }
 
+    /// As [`Self::allow`], and denies nothing at the exit of `db`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::allow`].
+    pub fn allow_at_the_door_of_web(&self, rules: &[&str]) -> Epoch {
+        self.apply("mode: enforce", ["", "egressMode: observe"], rules)
+    }
+
     /// As [`Self::allow`], and only reports what it would deny.
     ///
     /// # Panics
@@ -195,15 +212,16 @@ impl Wall {
         self.allow(&[&format!("web -> db: {ports}")])
     }
 
-    /// Says whose an address is: of the workload of a cgroup, and of nobody else from the moment this returns.
+    /// Says whose an address is: of the workload of a cgroup, and of nobody else from the moment this returns. 0 is
+    /// several.
     ///
     /// # Panics
     ///
     /// If the kernel refuses.
-    pub fn give_address(&self, addr: IpAddr, cgroup: &Cgroup) {
+    pub fn give_address(&self, addr: IpAddr, cgroup: u64) {
         let mut guard = self.guard();
         guard.inside(|d| {
-            d.own_address(&mapped(addr), cgroup.id()).expect("say whose an address is");
+            d.own_address(&mapped(addr), cgroup).expect("say whose an address is");
             d.ask_again().expect("begin an epoch");
         });
     }
