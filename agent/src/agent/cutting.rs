@@ -1,12 +1,6 @@
 //! Ends running flows that lost their rule, in every network namespace of the host.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io,
-    net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
-};
+use std::{io, net::SocketAddr};
 
 use agent_common::id::BootSeconds;
 
@@ -14,6 +8,7 @@ use crate::{
     datapath::cut::{Diag, LISTEN, Socket, inside},
     policy::map_state::MapState,
     reconcile::cut_list::{Cut, Open, Who, cut_list},
+    sources::netns::{self, Inhabited},
 };
 
 /// A socket that was ended.
@@ -40,15 +35,12 @@ pub struct Outcome {
 /// entered, is no reason to leave the others alone.
 pub fn cut_all(who: Who<'_>, state: &MapState, now: BootSeconds) -> Outcome {
     let mut outcome = Outcome::default();
-    let namespaces = match namespaces() {
-        Ok(namespaces) => namespaces,
-        Err(e) => {
-            outcome.problems.push(format!("list the network namespaces: {e}"));
-            return outcome;
-        }
-    };
-    for (inode, namespace) in namespaces {
-        let result = inside(&namespace, || {
+    let mut namespaces = Vec::new();
+    if let Err(e) = netns::all(&mut namespaces) {
+        outcome.problems.push(format!("list the network namespaces: {e}"));
+    }
+    for Inhabited { netns, inode, .. } in namespaces {
+        let result = inside(&netns, || {
             let diag = Diag::open()?;
             let sockets = diag.list()?;
             let open: Vec<Open> = sockets.iter().map(open_of).collect();
@@ -84,25 +76,6 @@ fn hint(e: &io::Error) -> &'static str {
         Some(libc::EOPNOTSUPP) => ", which takes a kernel with CONFIG_INET_DIAG_DESTROY",
         _ => "",
     }
-}
-
-/// Every network namespace that a process lives in, by inode.
-fn namespaces() -> io::Result<BTreeMap<u64, File>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
-            continue;
-        }
-        let path = entry.path().join("ns/net");
-        // A process that ended meanwhile takes its link with it.
-        let Ok(meta) = fs::metadata(&path) else { continue };
-        if let std::collections::btree_map::Entry::Vacant(slot) = found.entry(meta.ino())
-            && let Ok(file) = File::open(&path)
-        {
-            slot.insert(file);
-        }
-    }
-    Ok(found)
 }
 
 const fn open_of(socket: &Socket) -> Open {
