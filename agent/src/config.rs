@@ -36,6 +36,8 @@ pub struct Config {
     pub events_file: PathBuf,
     /// Whether connect and sendmsg refuse early; the packet hooks judge in either case.
     pub fast_refusal: bool,
+    /// Whether devices of workloads with a network of their own are guarded.
+    pub guard_devices: bool,
     /// Whether the built-in `dns` is on: every workload may ask the resolvers, udp and tcp 53.
     pub dns: bool,
     /// The resolvers; else those of `resolv_conf`.
@@ -87,6 +89,7 @@ impl Default for Config {
             state_directory: "/var/lib/eastwall".into(),
             events_file: "/var/log/eastwall/events.ndjson".into(),
             fast_refusal: true,
+            guard_devices: true,
             dns: true,
             dns_resolvers: None,
             resolv_conf: "/etc/resolv.conf".into(),

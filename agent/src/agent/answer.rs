@@ -54,6 +54,7 @@ impl Core {
         let answer = match request {
             Request::Status => self.status().map(|s| Reply::Status(Box::new(s))),
             Request::Identities => Ok(Reply::Identities { endpoints: self.endpoints() }),
+            Request::Devices => Ok(Reply::Devices { devices: self.guarded() }),
             Request::Policy => Ok(Reply::Policy {
                 files: self.candidate.files.clone(),
                 trust_domain: self.candidate.policy.trust_domain.clone(),
@@ -156,6 +157,8 @@ impl Core {
             modes: policy.workloads.values().map(|w| (w.name.clone(), modes(w.ingress_mode, w.egress_mode))).collect(),
             unknown_mode: self.state.unknown_mode.unwrap_or(Mode::Observe).name().to_owned(),
             resolvers: self.state.resolvers.addresses().to_vec(),
+            devices: self.watch.owners().devices.len(),
+            addresses: self.watch.owners().addresses.len(),
             labelled: self.labels.cgroups.values().filter(|s| s.flags & ident_flags::LABELLED != 0).count(),
             ambiguous: self.labels.ambiguous.len(),
             overrides: self.overrides.rows().len(),

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, error, warn};
 
 use super::{
+    devices::Watch,
     in_force::{Candidate, snapshot},
     inbox::{Inbox, Input},
     overrides::{Overrides, override_data},
@@ -70,6 +71,8 @@ pub struct Core {
     pub(super) history: History,
     /// Cgroups that the kernel told of and that could not be found yet, with the number of looks.
     pub(super) unresolved: BTreeMap<u64, u32>,
+    /// Devices of workloads.
+    pub(super) watch: Watch,
     /// The resolvers of the last tick, if they are not those in force.
     pub(super) resolvers_seen: Option<Resolvers>,
 }
@@ -104,7 +107,10 @@ impl Core {
         loop {
             self.wait(inbox, next_tick)?;
             self.drain_events();
-            self.learn_cgroups();
+            if self.learn_cgroups() {
+                self.watch.look_soon();
+            }
+            self.follow_devices();
             for input in inbox.take() {
                 match input {
                     Input::Request(request, caller, reply) => {
@@ -134,11 +140,13 @@ impl Core {
 
     fn wait(&self, inbox: &Inbox, next_tick: u64) -> Result<()> {
         let longest = if self.unresolved.is_empty() { 1_000_000_000 } else { RESOLVE_WAIT_NS };
-        let left = next_tick.saturating_sub(clock::now().boot_ns).min(longest);
+        let now = clock::now().boot_ns;
+        let left = next_tick.saturating_sub(now).min(longest).min(self.watch.wait_ns(now).unwrap_or(longest));
         let nanos = i64::try_from(left).unwrap_or(0);
         let timeout = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
         let (inbox, events, cgroups) = (inbox.as_fd(), self.events.as_fd(), self.cgroups.as_fd());
         let fds = [inbox, events, cgroups].into_iter().chain(self.kernel_log.iter().map(AsFd::as_fd));
+        let fds = fds.chain(self.watch.fd());
         let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),

@@ -4,6 +4,7 @@ mod answer;
 mod checking;
 mod core;
 mod cutting;
+mod devices;
 mod in_force;
 pub mod inbox;
 mod overrides;
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 pub use self::core::Shared;
 use self::{
     core::Core,
+    devices::Watch,
     in_force::{Candidate, Refusal},
     inbox::{Input, inbox},
     overrides::Overrides,
@@ -40,7 +42,7 @@ use crate::{
     },
     policy::resolvers::Resolvers,
     sinks::{self, FileSink, SinkConfig, Target},
-    sources::{cgroup::Hierarchy, trust},
+    sources::{cgroup::Hierarchy, devices::Devices, trust},
 };
 
 /// Runs the agent until SIGTERM or SIGINT. What is attached stays attached.
@@ -101,6 +103,7 @@ pub fn run(config: Config) -> Result<()> {
         pipeline.ledger().lock().maps_are_new();
     }
 
+    let (devices, unheard) = open_devices(&config);
     let resolver = candidate.resolver(&host)?;
     let shared = Arc::new(Shared::default());
     let now = clock::now().boot_ns;
@@ -131,12 +134,14 @@ pub fn run(config: Config) -> Result<()> {
         wall_offset: 0,
         history: Default::default(),
         unresolved: Default::default(),
+        watch: Watch::new(devices),
         resolvers_seen: None,
         config,
     };
     let problem = core.start(candidate)?.or(problem);
     // After the start: it puts a good policy in force, which is not the one that people wrote.
     core.problems.extend(problem.map(|p| ("policy", p)));
+    core.problems.extend(unheard.map(|p| ("netlink", p)));
     core.lifecycle(Phase::Started {
         adopted,
         previous_boot_last_sequence: opened.previous_boot_last_sequence,
@@ -189,6 +194,7 @@ impl Core {
     /// without a policy. Over an adopted kernel side it is an ordinary swap. Returns what is wrong with
     /// the directory's policy, if the last complete one had to take its place.
     fn start(&mut self, candidate: Candidate) -> Result<Option<String>> {
+        self.adopt_devices()?;
         let (name, files) = (candidate.policy.name.clone(), candidate.files.clone());
         let mut problem = None;
         if let Err(e) = self.apply(candidate) {
@@ -214,8 +220,29 @@ impl Core {
         }
         self.labels = labels;
         self.install_names();
+        self.look_at_devices();
         self.cut();
         Ok(problem)
+    }
+}
+
+/// The devices of this network namespace. Without them the hooks of sockets hold: that is a problem of `status`, and no
+/// reason to enforce nothing.
+fn open_devices(config: &Config) -> (Option<Devices>, Option<String>) {
+    if !config.guard_devices {
+        return (None, None);
+    }
+    match Devices::open() {
+        Ok(devices) => (Some(devices), None),
+        Err(e) => {
+            let problem = format!(
+                "devices of workloads are not guarded, so that what no socket sends is not judged: {:#}; or write \
+                 `guardDevices: false`",
+                anyhow!(e)
+            );
+            warn!("{problem}");
+            (None, Some(problem))
+        }
     }
 }
 

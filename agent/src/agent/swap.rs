@@ -117,6 +117,7 @@ impl Core {
         let snapshot = snapshot(prepared.epoch, &self.candidate, &rules, &self.state, &self.labels);
         self.snapshots.install(Arc::new(snapshot));
         self.snapshots.set_places(self.roster.places());
+        self.watch.look_soon();
         let CutResult { cut, uncut, problem } = self.cut();
         // The new policy is in force whether or not the old one's memory is free.
         self.problems.remove("settle");
@@ -173,7 +174,8 @@ impl Core {
     /// Ends flows that lost their rule. What could not be ended is a problem of `status`, and tried again.
     pub(super) fn cut(&mut self) -> CutResult {
         let now = clock::now();
-        let who = Who { cgroups: &self.labels.cgroups, uids: &self.labels.uids };
+        let addresses = self.named_addresses();
+        let who = Who { cgroups: &self.labels.cgroups, uids: &self.labels.uids, addresses: &addresses };
         let Outcome { ended, failed, problems } = cutting::cut_all(who, &self.state, boot_seconds(now.boot_ns));
         let problem = (!problems.is_empty()).then(|| {
             let problems = problems.join("; ");

@@ -40,6 +40,8 @@ enum Command {
     Status,
     /// Show who is who on this host
     Identities,
+    /// Show the devices of workloads with a network of their own, and whose they are
+    Devices,
     /// Show denials: those that were, or those that come
     Flows(live::FlowsArgs),
     /// Show what the kernel holds
@@ -100,6 +102,7 @@ fn run(command: Command, socket: &Path, output: &mut Output) -> Result<Exit, Cli
         Command::Agent(args) => daemon::agent(&args),
         Command::Status => live::status(socket, output),
         Command::Identities => live::identities(socket, output),
+        Command::Devices => live::devices(socket, output),
         Command::Flows(args) => live::flows(socket, &args, output),
         Command::Map(command) => live::map(socket, command, output),
         Command::Revoke(args) => live::revoke(socket, args, output),

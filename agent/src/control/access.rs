@@ -23,6 +23,7 @@ pub const fn refusal(caller: Caller, request: &Request) -> Option<&'static str> 
     match request {
         Request::Status
         | Request::Identities
+        | Request::Devices
         | Request::Policy
         | Request::Explain { .. }
         | Request::Recent

@@ -17,6 +17,8 @@ pub enum Request {
     Status,
     /// Who is who on this host?
     Identities,
+    /// Which devices are guarded, and whose are they?
+    Devices,
     /// What is in force?
     Policy,
     /// Install and load these documents instead of those in the directory.
@@ -90,6 +92,11 @@ pub enum Reply {
     Identities {
         /// Sorted by path.
         endpoints: Vec<Endpoint>,
+    },
+    /// To `Devices`.
+    Devices {
+        /// Sorted by name.
+        devices: Vec<GuardedDevice>,
     },
     /// To `Policy`: the documents in force.
     Policy {
@@ -194,6 +201,12 @@ pub struct Status {
     /// Whom the built-in `dns` lets every workload ask; nobody if it is off.
     #[serde(default)]
     pub resolvers: Vec<IpAddr>,
+    /// Devices of workloads whose frames are judged.
+    #[serde(default)]
+    pub devices: usize,
+    /// Addresses that stand for a workload of this host.
+    #[serde(default)]
+    pub addresses: usize,
     /// Cgroups with a label.
     pub labelled: usize,
     /// Endpoints that two workloads claim.
@@ -250,6 +263,22 @@ pub struct Endpoint {
     pub ingress_mode: String,
     /// Mode of the exit.
     pub egress_mode: String,
+}
+
+/// A device whose frames are judged, and the workload behind it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardedDevice {
+    /// Its name on the host, escaped.
+    pub device: String,
+    /// Its index there.
+    pub index: u32,
+    /// Short name of the workload; `unknown` if it is not one alone.
+    pub workload: String,
+    /// One cgroup of the workload; 0 if it is not one alone.
+    pub cgroup: u64,
+    /// Addresses that stand for the workload; empty if it is not one alone.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A change that the kernel holds.

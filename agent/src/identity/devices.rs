@@ -41,6 +41,8 @@ pub struct Owners {
     pub devices: BTreeMap<u32, Owned>,
     /// By address, IPv4 mapped, in network order.
     pub addresses: BTreeMap<[u8; 16], u64>,
+    /// How many devices nobody is known behind: somebody may come.
+    pub unclaimed: usize,
     /// What somebody should know, sorted.
     pub problems: Vec<String>,
 }
@@ -71,6 +73,7 @@ pub fn owners(devices: &[Device], networks: &BTreeMap<i32, Network>, known: Know
     for (&netns, behind) in &by_netns(devices) {
         let network = networks.get(&netns).unwrap_or(&nobody);
         if !known.whole_host && !network.cgroups.iter().any(|id| known.labels.contains_key(id)) {
+            owners.unclaimed += behind.len();
             continue;
         }
         let held =
@@ -84,6 +87,7 @@ pub fn owners(devices: &[Device], networks: &BTreeMap<i32, Network>, known: Know
             ));
         }
         let cgroup = owner.cgroup();
+        owners.unclaimed += if owner == Owner::Nobody { behind.len() } else { 0 };
         for &device in behind {
             owners.devices.insert(device.index, Owned { device: device.clone(), cgroup });
         }
@@ -233,7 +237,7 @@ mod tests {
         for (text, owner) in [("10.0.0.1", WEB), ("fd00::1", WEB), ("fe80::1", WEB), ("10.0.0.2", DB)] {
             assert_eq!(address(&owners, text), Some(owner), "{text}");
         }
-        assert!(owners.problems.is_empty());
+        assert_eq!((owners.unclaimed, owners.problems.len()), (1, 0));
     }
 
     #[test]
@@ -296,5 +300,6 @@ mod tests {
         let known = Known { labels: &labels, whole_host: false };
         let owners = owners(&devices, &networks, known, &Owners::default());
         assert_eq!((owners.devices.keys().copied().collect::<Vec<_>>(), owners.addresses.len()), (vec![1], 0));
+        assert_eq!(owners.unclaimed, 2);
     }
 }

@@ -15,7 +15,7 @@ use agent_common::{
     verdict::{Decision, Mode, Verdict},
 };
 
-use crate::policy::map_state::MapState;
+use crate::{identity::devices::octets, policy::map_state::MapState};
 
 /// A socket that has a peer, or listens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,6 +41,8 @@ pub struct Who<'a> {
     pub cgroups: &'a BTreeMap<u64, IdentSlot>,
     /// Narrowed by owner.
     pub uids: &'a BTreeMap<UidKey, IdentSlot>,
+    /// By address, those of workloads of this host.
+    pub addresses: &'a BTreeMap<[u8; 16], IdentityId>,
 }
 
 /// One socket to end, and why.
@@ -89,7 +91,10 @@ pub fn cut_list(sockets: &[Open], who: Who<'_>, state: &MapState, now: BootSecon
         let peer = match other {
             Some(other) if is_here => who.slot(other).map(|s| s.id),
             None if is_here => None,
-            _ => Some(state.peer_of(&octets(socket.peer.ip()))),
+            _ => {
+                let address = octets(socket.peer.ip());
+                Some(who.addresses.get(&address).copied().unwrap_or_else(|| state.peer_of(&address)))
+            }
         };
         let Some(peer) = peer else { continue };
         if peer == slot.id && is_here {
@@ -134,13 +139,6 @@ impl Who<'_> {
     }
 }
 
-fn octets(ip: IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use agent_common::layout::{EdgeEntry, EdgeKey, Range, level};
@@ -178,14 +176,14 @@ mod tests {
             open("127.0.0.1:5432", "127.0.0.1:40000", 8, false),
         ];
         let (cgroups, uids) = (slots(Mode::Enforce), BTreeMap::new());
-        let who = Who { cgroups: &cgroups, uids: &uids };
+        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new() };
         assert_eq!(cut_list(&sockets, who, &allowing(5432), BootSeconds(0)), []);
         let cuts = cut_list(&sockets, who, &allowing(5433), BootSeconds(0));
         assert_eq!(cuts.iter().map(|c| c.index).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(cuts[0].flow.direction, Direction::Egress);
         assert_eq!(cuts[1].flow.direction, Direction::Ingress);
         let cgroups = slots(Mode::Audit);
-        let who = Who { cgroups: &cgroups, uids: &uids };
+        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new() };
         assert_eq!(cut_list(&sockets, who, &allowing(5433), BootSeconds(0)), [], "audit cuts nothing");
     }
 
@@ -198,7 +196,7 @@ mod tests {
             open("10.0.0.1:40001", "10.0.0.53:53", 7, false),
         ];
         let (cgroups, uids) = (slots(Mode::Enforce), BTreeMap::new());
-        let who = Who { cgroups: &cgroups, uids: &uids };
+        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new() };
         let cut = |resolvers: &[&str]| {
             let resolvers: Vec<IpAddr> = resolvers.iter().map(|address| address.parse().unwrap()).collect();
             let resolvers = resolvers.try_into().unwrap();

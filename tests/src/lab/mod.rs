@@ -8,7 +8,8 @@
 //! Witness                                    counts packets with magic bytes, with no part of eastwall
 //! Guard                                      the kernel programs alone, guarding the lab's cgroup
 //! Scene                                      three workloads under a Guard, and policy in a line
-//! Wall                                       two workloads behind devices of a host, under a Guard
+//! Routed                                     two workloads behind devices of a host
+//! Wall                                       the same under a Guard
 //! Agent                                      the agent under test, guarding the lab's cgroup
 //! ```
 //!
@@ -25,6 +26,7 @@ mod namespace;
 mod netns;
 pub(crate) mod packet;
 mod require;
+mod routed;
 mod scene;
 mod spawn;
 mod wall;
@@ -45,6 +47,7 @@ pub use guard::{Guard, GuardOptions};
 pub use namespace::Namespace;
 pub use netns::{NetNs, VethEnd};
 pub use require::{Need, require_or_skip};
+pub use routed::{Routed, join};
 pub use rustix::io::Errno;
 pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};

@@ -1,8 +1,4 @@
-//! Two workloads, each behind a device of a host that routes between them, and programs at those devices.
-//!
-//! ```text
-//! web ── web0 ═ to-web ── host ── to-db ═ db0 ── db
-//! ```
+//! The programs at the devices of two workloads, without an agent.
 
 use std::{
     cell::{RefCell, RefMut},
@@ -15,11 +11,10 @@ use agent_common::id::Epoch;
 use eastwall::datapath::Device;
 
 use super::{
-    Command, Denials, Errno, Guard, GuardOptions, Lab, Need, NetNs, Party, VethEnd, Witness, scene::TRUST_DOMAIN,
+    Command, Denials, Errno, Guard, GuardOptions, Lab, NetNs, Party, Routed, Witness,
+    routed::{DEVICES, ethernet},
+    scene::TRUST_DOMAIN,
 };
-
-/// The host's ends, of `web` and of `db`.
-const DEVICES: [&str; 2] = ["to-web", "to-db"];
 
 /// Two workloads that reach each other only through the host. Nothing is allowed until a test says so.
 pub struct Wall {
@@ -50,26 +45,8 @@ impl Wall {
     /// Builds it with programs that are loaded and attached nowhere.
     #[must_use]
     pub fn unguarded(options: GuardOptions) -> Option<Self> {
-        let lab = Lab::open(&[Need::Ip])?;
-        let [host, web, db] = [(); 3].map(|()| Arc::new(NetNs::new()));
-        let join = |device, at: [&str; 2], netns, inside, of: [&str; 2]| {
-            let host = VethEnd { netns: &host, device, addrs: &at };
-            NetNs::veth(host, VethEnd { netns, device: inside, addrs: &of });
-            for router in at {
-                let router = router.split('/').next().unwrap_or(router);
-                netns.ip(&format!("route add default via {router}"));
-            }
-        };
-        join(DEVICES[0], ["10.9.0.254/24", "fd09::ff/64"], &web, "web0", ["10.9.0.1/24", "fd09::1/64"]);
-        join(DEVICES[1], ["10.9.1.254/24", "fd09:1::ff/64"], &db, "db0", ["10.9.1.2/24", "fd09:1::2/64"]);
-        host.run(|| {
-            for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-                std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").expect("forward packets");
-            }
-        });
+        let Routed { web, db, host, lab } = Routed::open()?;
         let guard = RefCell::new(Guard::load(&lab, options));
-        let web = Party::new(&lab, "web", &web, ["10.9.0.1", "fd09::1"]);
-        let db = Party::new(&lab, "db", &db, ["10.9.1.2", "fd09:1::2"]);
         let devices = DEVICES.map(|name| {
             let line = host.ip(&format!("-o link show dev {name}"));
             let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
@@ -248,7 +225,7 @@ impl Wall {
     /// If a device has no address.
     #[must_use]
     pub fn ethernet(&self) -> ([u8; 6], [u8; 6]) {
-        (hardware_address(&self.web.net, "web0"), hardware_address(&self.host, DEVICES[0]))
+        ethernet(&self.web, &self.host)
     }
 
     /// Lets `web` send a frame past every socket hook.
@@ -268,12 +245,4 @@ fn mapped(addr: IpAddr) -> [u8; 16] {
         IpAddr::V4(addr) => addr.to_ipv6_mapped().octets(),
         IpAddr::V6(addr) => addr.octets(),
     }
-}
-
-fn hardware_address(netns: &NetNs, device: &str) -> [u8; 6] {
-    let line = netns.ip(&format!("-o link show dev {device}"));
-    let mut words = line.split_whitespace().skip_while(|word| *word != "link/ether");
-    let text = words.nth(1).expect("a veth has an Ethernet address");
-    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a byte in hex")).collect();
-    bytes.try_into().expect("six bytes")
 }

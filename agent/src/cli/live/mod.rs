@@ -1,6 +1,7 @@
 //! Commands that speak to the running agent.
 
 mod apply;
+mod devices;
 mod flows;
 mod identities;
 mod map;
@@ -9,6 +10,7 @@ mod status;
 
 pub(super) use self::{
     apply::{ApplyArgs, apply, reload},
+    devices::devices,
     flows::{FlowsArgs, flows},
     identities::identities,
     map::{MapCommand, map},

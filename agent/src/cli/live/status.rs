@@ -42,6 +42,7 @@ fn text(s: &Status) -> String {
          modes      {}   (door/exit; without a label: {})\n\
          dns        built-in: {}\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
+         devices    {} guarded, {} of workloads\n\
          denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
          last {:<5} {} denials, of them would-deny {}, lost {}\n",
         s.version,
@@ -62,6 +63,11 @@ fn text(s: &Status) -> String {
         s.labelled,
         s.ambiguous,
         s.overrides,
+        s.devices,
+        match s.addresses {
+            1 => "1 address".to_owned(),
+            n => format!("{n} addresses"),
+        },
         s.denied,
         s.reported,
         s.suppressed,

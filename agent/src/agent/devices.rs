@@ -1,0 +1,313 @@
+//! Devices of workloads: found, guarded, followed.
+//!
+//! Something has changed: look at everything again, decide who owns what, and bring the kernel side there. What a
+//! look costs grows with the host, so looks are some time apart.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use agent_common::{id::IdentityId, layout::ident_flags};
+use anyhow::{Context as _, Result};
+use tracing::{info, warn};
+
+use super::{core::Core, roster::Roster};
+use crate::{
+    clock,
+    control::wire::GuardedDevice,
+    datapath::{self, DatapathError},
+    events::escape::escape,
+    identity::devices::{Device, Known, Network, Owned, Owners, owners},
+    sources::{
+        devices::{Devices, DevicesError, Link},
+        netns,
+    },
+};
+
+/// Problem of `status`.
+const PROBLEM: &str = "devices";
+/// Between two looks: a storm of devices is looked at together, and a new one is guarded before anybody notices.
+const APART_NS: u64 = 20_000_000;
+/// A process can enter a network without a word from the kernel: how often to look while nobody is known behind a
+/// device, or something failed, and how often otherwise.
+const AGAIN_NS: u64 = 1_000_000_000;
+const QUIET_NS: u64 = 10_000_000_000;
+/// How often to look again at what changes while it is looked at.
+const LOOKS_MAX: usize = 3;
+/// A name has 15 bytes, each at most four characters when it is escaped.
+const NAME_CHARS_MAX: usize = 60;
+/// Kinds of devices that have another end.
+const KINDS: [&str; 2] = ["veth", "netkit"];
+
+/// What is watched, and how far the kernel side is.
+pub(super) struct Watch {
+    source: Option<Devices>,
+    owners: Owners,
+    stale: bool,
+    failed: bool,
+    looked_ns: u64,
+}
+
+impl Watch {
+    /// Begins to listen in the network namespace of the calling thread; `None` is not to.
+    pub(super) fn new(source: Option<Devices>) -> Self {
+        Self { source, owners: Owners::default(), stale: true, failed: false, looked_ns: 0 }
+    }
+
+    /// Who owns what, as the kernel side has it.
+    pub(super) const fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    /// To wait on.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.source.as_ref().map(|source| source.as_fd())
+    }
+
+    /// Lets the next look come soon.
+    pub(super) const fn look_soon(&mut self) {
+        self.stale = true;
+    }
+
+    /// How long until the next look, if nothing happens before; `None` is never.
+    pub(super) fn wait_ns(&self, now: u64) -> Option<u64> {
+        self.source.as_ref()?;
+        let apart = match (self.stale, self.failed || self.owners.unclaimed > 0) {
+            (true, _) => APART_NS,
+            (false, true) => AGAIN_NS,
+            (false, false) => QUIET_NS,
+        };
+        Some((self.looked_ns + apart).saturating_sub(now))
+    }
+
+    fn hear(&mut self) -> Result<(), DevicesError> {
+        if let Some(source) = &self.source {
+            while source.changed()? {
+                self.stale = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Takes over what an earlier agent left: before the first policy, which cuts by what addresses stand for.
+    pub(super) fn adopt_devices(&mut self) -> Result<(), DatapathError> {
+        let owned = self.datapath.guarded_devices()?.into_iter().map(|(index, entry)| {
+            // Without a name, so that its programs are put there anew.
+            let device = Device { index, name: String::new(), netns: entry.netns.cast_signed(), controller: None };
+            (index, Owned { device, cgroup: entry.cgroup })
+        });
+        self.watch.owners.devices = owned.collect();
+        self.watch.owners.addresses = self.datapath.owned_addresses()?;
+        Ok(())
+    }
+
+    /// Looks at devices if something has changed, or if it is time.
+    pub(super) fn follow_devices(&mut self) {
+        if let Err(e) = self.watch.hear() {
+            self.device_problem(format!("{:#}", anyhow::Error::from(e)));
+        }
+        if self.watch.wait_ns(clock::now().boot_ns) == Some(0) {
+            self.look_at_devices();
+        }
+    }
+
+    /// Looks at devices now.
+    pub(super) fn look_at_devices(&mut self) {
+        let result = self.try_look_at_devices();
+        self.watch.looked_ns = clock::now().boot_ns;
+        let problems = match result {
+            Ok(problems) => problems,
+            Err(e) => vec![format!("look at the devices of workloads: {e:#}; what is guarded stays so")],
+        };
+        if problems.is_empty() {
+            self.problems.remove(PROBLEM);
+        } else {
+            self.device_problem(problems.join("; "));
+        }
+    }
+
+    fn device_problem(&mut self, problem: String) {
+        if self.problems.get(PROBLEM) != Some(&problem) {
+            warn!("{problem}");
+            self.problems.insert(PROBLEM, problem);
+        }
+    }
+
+    fn try_look_at_devices(&mut self) -> Result<Vec<String>> {
+        let Some(source) = &self.watch.source else {
+            return self.own(Owners::default());
+        };
+        let mut tries = 0;
+        let (devices, networks) = loop {
+            self.watch.stale = false;
+            let found = look(source, &self.roster)?;
+            tries += 1;
+            // Numbers of namespaces are given again: what changed meanwhile may be a mixture.
+            while source.changed()? {
+                self.watch.stale = true;
+            }
+            if !self.watch.stale || tries == LOOKS_MAX {
+                break found;
+            }
+        };
+        let known = Known { labels: &self.labels.cgroups, whole_host: self.config.scope == "/" };
+        let owners = owners(&devices, &networks, known, &self.watch.owners);
+        self.own(owners)
+    }
+
+    /// Brings the kernel side there; returns what went wrong, which is tried again.
+    fn own(&mut self, wanted: Owners) -> Result<Vec<String>> {
+        let Owners { devices, addresses, unclaimed, mut problems } = wanted;
+        let (known, mut changes) = (problems.len(), 0);
+        let Self { datapath, watch, .. } = self;
+        let mut did = |result: Result<(), DatapathError>, what: &str, name: &str| {
+            match &result {
+                Ok(()) => changes += 1,
+                Err(e) => problems.push(format!("{what} {name}: {}", causes(e))),
+            }
+            result.is_ok()
+        };
+        let now = &mut watch.owners;
+        // Addresses first: a device drops what comes from an address that is not its workload's.
+        for (&address, &cgroup) in &addresses {
+            if now.addresses.get(&address) != Some(&cgroup)
+                && did(
+                    datapath.own_address(&address, cgroup),
+                    "say whose an address is:",
+                    &address_of(&address).to_string(),
+                )
+            {
+                now.addresses.insert(address, cgroup);
+            }
+        }
+        now.addresses.retain(|address, _| {
+            addresses.contains_key(address)
+                || !did(
+                    datapath.disown_address(address),
+                    "forget whose an address was:",
+                    &address_of(address).to_string(),
+                )
+        });
+        for (index, owned) in &devices {
+            if now.devices.get(index) == Some(owned) {
+                continue;
+            }
+            let Owned { device: Device { name, netns, .. }, cgroup } = owned;
+            let device = datapath::Device { index: *index, name: name.clone(), netns: *netns };
+            if did(datapath.guard_device(&device, *cgroup), "guard the device", name) {
+                now.devices.insert(*index, owned.clone());
+            } else {
+                // Whatever is there now, it is not what was.
+                now.devices.remove(index);
+            }
+        }
+        now.devices.retain(|index, owned| {
+            devices.contains_key(index)
+                || !did(datapath.release_device(*index), "release the device", &owned.device.name)
+        });
+        let (devices, addresses) = (now.devices.len(), now.addresses.len());
+        now.unclaimed = unclaimed;
+        watch.failed = problems.len() > known;
+        if changes > 0 {
+            info!(devices, addresses, "who owns which device and address has changed");
+            self.datapath.ask_again().context("let every flow be decided again")?;
+            self.install_names();
+            self.cut();
+        }
+        Ok(problems)
+    }
+
+    /// What is guarded, for `devices`.
+    pub(super) fn guarded(&self) -> Vec<GuardedDevice> {
+        let Owners { devices, addresses, .. } = self.watch.owners();
+        let row = |owned: &Owned| {
+            let name = self.labels.cgroups.get(&owned.cgroup).and_then(|slot| self.labels.names.get(&slot.id));
+            let of_it = addresses.iter().filter(|(_, cgroup)| owned.cgroup != 0 && **cgroup == owned.cgroup);
+            GuardedDevice {
+                device: escape(owned.device.name.as_bytes(), NAME_CHARS_MAX).text,
+                index: owned.device.index,
+                workload: name.map_or_else(|| "unknown".to_owned(), |name| name.short.clone()),
+                cgroup: owned.cgroup,
+                addresses: of_it.map(|(address, _)| address_of(address)).collect(),
+            }
+        };
+        let mut rows: Vec<GuardedDevice> = devices.values().map(row).collect();
+        rows.sort_by(|a, b| a.device.cmp(&b.device));
+        rows
+    }
+
+    /// Who has which address, for what is decided outside of the kernel.
+    pub(super) fn named_addresses(&self) -> BTreeMap<[u8; 16], IdentityId> {
+        let id = |cgroup: &u64| {
+            let slot = self.labels.cgroups.get(cgroup).filter(|slot| slot.flags & ident_flags::LABELLED != 0);
+            slot.map_or(IdentityId::UNKNOWN, |slot| slot.id)
+        };
+        self.watch.owners.addresses.iter().map(|(address, cgroup)| (*address, id(cgroup))).collect()
+    }
+}
+
+fn look(source: &Devices, roster: &Roster) -> Result<(Vec<Device>, BTreeMap<i32, Network>)> {
+    let devices: Vec<Device> = source.links()?.into_iter().filter_map(device).collect();
+    let wanted: BTreeSet<i32> = devices.iter().map(|device| device.netns).collect();
+    let mut networks: BTreeMap<i32, Network> = BTreeMap::new();
+    if wanted.is_empty() {
+        return Ok((devices, networks));
+    }
+    // Of several of one path, all but the last are removed.
+    let ids: HashMap<&str, u64> = roster.nodes().map(|node| (node.path.as_str(), node.id)).collect();
+    for inhabited in netns::others().context("list the network namespaces")? {
+        let Some(netns) = source.nsid(inhabited.netns.as_fd())?.filter(|id| wanted.contains(id)) else { continue };
+        let here = inhabited.cgroups.iter().filter_map(|path| ids.get(path.as_str()));
+        networks.entry(netns).or_default().cgroups.extend(here);
+    }
+    for netns in wanted {
+        let addresses = match source.addresses(netns) {
+            Err(DevicesError::NoNamespace { .. }) => continue,
+            addresses => addresses?,
+        };
+        for address in addresses {
+            let way = source.way_to(address)?;
+            networks.entry(netns).or_default().addresses.push((address, way));
+        }
+    }
+    Ok((devices, networks))
+}
+
+fn device(link: Link) -> Option<Device> {
+    let Link { index, name, kind, peer_netns, controller } = link;
+    KINDS.contains(&kind?.as_str()).then_some(())?;
+    Some(Device { index, name: name.to_string_lossy().into_owned(), netns: peer_netns?, controller })
+}
+
+fn causes(e: &DatapathError) -> String {
+    let mut text = e.to_string();
+    let mut source = std::error::Error::source(e);
+    while let Some(e) = source {
+        text.push_str(&format!(": {e}"));
+        source = e.source();
+    }
+    text
+}
+
+/// The reverse of [`crate::identity::devices::octets`].
+fn address_of(octets: &[u8; 16]) -> IpAddr {
+    IpAddr::from(*octets).to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::devices::octets;
+
+    #[test]
+    fn an_address_is_found_again() {
+        for text in ["10.0.0.1", "fd00::1", "::1"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(address_of(&octets(address)), address);
+        }
+    }
+}

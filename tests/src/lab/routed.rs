@@ -1,0 +1,89 @@
+//! Two workloads, each behind a device of a host that routes between them.
+//!
+//! ```text
+//! web ── web0 ═ to-web ── host ── to-db ═ db0 ── db
+//! ```
+
+use std::sync::Arc;
+
+use super::{Lab, Need, NetNs, Party, VethEnd};
+
+/// The host's ends, of `web` and of `db`.
+pub const DEVICES: [&str; 2] = ["to-web", "to-db"];
+
+/// Two workloads that reach each other only through the host.
+#[derive(Debug)]
+pub struct Routed {
+    /// The caller.
+    pub web: Party,
+    /// The callee.
+    pub db: Party,
+    /// Between them.
+    pub host: Arc<NetNs>,
+    /// The lab around it.
+    pub lab: Lab,
+}
+
+impl Routed {
+    /// Builds it, or says why this machine cannot have one.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel or `ip` refuses.
+    #[must_use]
+    pub fn open() -> Option<Self> {
+        let lab = Lab::open(&[Need::Ip])?;
+        let [host, web, db] = [(); 3].map(|()| Arc::new(NetNs::new()));
+        join(&host, (DEVICES[0], ["10.9.0.254/24", "fd09::ff/64"]), &web, ("web0", ["10.9.0.1/24", "fd09::1/64"]));
+        join(&host, (DEVICES[1], ["10.9.1.254/24", "fd09:1::ff/64"]), &db, ("db0", ["10.9.1.2/24", "fd09:1::2/64"]));
+        host.run(|| {
+            for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").expect("forward packets");
+            }
+        });
+        let web = Party::new(&lab, "web", &web, ["10.9.0.1", "fd09::1"]);
+        let db = Party::new(&lab, "db", &db, ["10.9.1.2", "fd09:1::2"]);
+        Some(Self { web, db, host, lab })
+    }
+
+    /// The hardware addresses of `web` and of its router, for a frame that the host is to forward.
+    ///
+    /// # Panics
+    ///
+    /// If a device has none.
+    #[must_use]
+    pub fn ethernet(&self) -> ([u8; 6], [u8; 6]) {
+        ethernet(&self.web, &self.host)
+    }
+}
+
+/// Joins a host and a workload: each end is a device and its addresses. The host is the workload's router.
+///
+/// # Panics
+///
+/// As [`NetNs::veth`].
+pub fn join(host: &NetNs, at: (&str, [&str; 2]), workload: &NetNs, of: (&str, [&str; 2])) {
+    let end = |netns, device, addrs| VethEnd { netns, device, addrs };
+    NetNs::veth(end(host, at.0, &at.1), end(workload, of.0, &of.1));
+    for router in at.1 {
+        let router = router.split('/').next().unwrap_or(router);
+        workload.ip(&format!("route add default via {router}"));
+    }
+}
+
+/// The hardware addresses of `web` and of its router.
+///
+/// # Panics
+///
+/// If a device has none.
+pub fn ethernet(web: &Party, host: &NetNs) -> ([u8; 6], [u8; 6]) {
+    (hardware_address(&web.net, "web0"), hardware_address(host, DEVICES[0]))
+}
+
+fn hardware_address(netns: &NetNs, device: &str) -> [u8; 6] {
+    let line = netns.ip(&format!("-o link show dev {device}"));
+    let mut words = line.split_whitespace().skip_while(|word| *word != "link/ether");
+    let text = words.nth(1).expect("a veth has an Ethernet address");
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a byte in hex")).collect();
+    bytes.try_into().expect("six bytes")
+}
