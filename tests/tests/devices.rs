@@ -304,7 +304,7 @@ fn the_way_to_an_address_is_the_device_that_its_route_names() {
 }
 
 #[test]
-fn the_id_of_a_namespace_is_that_of_the_device_and_ends_with_it() {
+fn the_id_of_a_namespace_is_that_of_the_device() {
     let Some(place) = Place::open() else { return };
     let of_link = place.link("to-other").unwrap().peer_netns;
     assert_eq!(place.nsid(&place.other), of_link);

@@ -206,10 +206,11 @@ impl Devices {
         }
     }
 
-    /// Says whether a device, address, route or id changed since the last call, here or (addresses and
-    /// devices) in a namespace that has an id here, or whether so much did that notices were lost. Does not
-    /// wait. Ask until it says no: only then is nothing left to be heard, and the descriptor is no longer
-    /// readable.
+    /// Says whether a device, address, route or id changed since the last call, here or in a namespace that
+    /// has an id here, or whether notices of that were lost. Does not wait.
+    ///
+    /// Ask until it says no: only then is nothing left to be heard, and the descriptor no longer readable.
+    /// One change makes several notices, so look at what is there behind the last of them.
     ///
     /// # Errors
     ///
