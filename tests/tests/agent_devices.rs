@@ -100,7 +100,7 @@ fn reasons(agent: &Agent) -> Vec<String> {
 
 #[test]
 fn devices_are_guarded_and_addresses_name_their_workloads() {
-    let Some(Host { agent, net }) = open(RULES) else { return };
+    let Some(Host { mut agent, net }) = open(RULES) else { return };
     wait_for(&agent, &BOTH);
     for family in FAMILIES {
         // By identity, though each end sees an address of the other.
@@ -125,6 +125,17 @@ fn devices_are_guarded_and_addresses_name_their_workloads() {
     assert!(reasons(&agent).iter().any(|reason| reason.ends_with(" no-rule")));
     let status = agent.balance();
     assert_eq!((status.devices, status.lost, status.problems.len()), (2, 0, 0), "{status:#?}");
+
+    // The deliberate way out takes these programs off as well.
+    agent.stop();
+    let config = agent.path("agent.yaml").display().to_string();
+    let detached = agent.cli(&["detach", "--config", &config, "--yes"]);
+    assert!(detached.status.success(), "{detached:?}");
+    let end = Instant::now() + LONG;
+    while !arrives(&net, receiver) {
+        assert!(Instant::now() < end, "something else stops it: the test above proves nothing");
+        send_frame(&net, "10.9.0.77:40000".parse().unwrap(), to, b"from nobody's address");
+    }
 }
 
 #[test]

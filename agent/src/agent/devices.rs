@@ -197,7 +197,7 @@ impl Core {
                 continue;
             }
             let Owned { device: Device { name, netns, .. }, cgroup } = owned;
-            let device = datapath::Device { index: *index, name: name.clone(), netns: *netns };
+            let device = datapath::Device { index: *index, netns: *netns };
             if did(datapath.guard_device(&device, *cgroup), "guard the device", name) {
                 now.devices.insert(*index, owned.clone());
             } else {

@@ -18,12 +18,14 @@ mod cmd {
     pub const MAP_UPDATE_ELEM: i64 = 2;
     pub const MAP_DELETE_ELEM: i64 = 3;
     pub const MAP_GET_NEXT_KEY: i64 = 4;
+    pub const OBJ_PIN: i64 = 6;
     pub const OBJ_GET: i64 = 7;
     pub const MAP_GET_FD_BY_ID: i64 = 14;
     pub const PROG_TEST_RUN: i64 = 10;
     pub const OBJ_GET_INFO_BY_FD: i64 = 15;
     pub const MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
     pub const MAP_UPDATE_BATCH: i64 = 26;
+    pub const LINK_CREATE: i64 = 28;
     pub const LINK_UPDATE: i64 = 29;
 }
 
@@ -157,6 +159,41 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let mut attr = [0; ATTR_WORDS];
     attr[0] = fd(link) | fd(program) << 32;
     bpf(cmd::LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Sides of a device, of `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub enum Side {
+    /// BPF_TCX_INGRESS: what the device takes from the wire, for the host.
+    Ingress = 46,
+    /// BPF_TCX_EGRESS
+    Egress = 47,
+}
+
+/// `BPF_F_BEFORE` of linux/bpf.h: without another program it means before all of them.
+const BEFORE: u64 = 1 << 3;
+
+/// Puts a program at a device of the caller's network namespace, before all others there. It comes off when the link is
+/// closed, unless that is pinned.
+///
+/// By index, where the library takes a name: that may be another device's by then.
+pub fn attach_first(program: BorrowedFd<'_>, ifindex: u32, side: Side) -> io::Result<OwnedFd> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(program) | u64::from(ifindex) << 32;
+    attr[1] = u64::from(side as u32) | BEFORE << 32;
+    let raw = bpf(cmd::LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })
+}
+
+/// Pins an object where nothing is.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = name.as_ptr().addr() as u64;
+    attr[1] = fd(object);
+    bpf(cmd::OBJ_PIN, &mut attr).map(drop)
 }
 
 /// What a test run of a program returned.

@@ -52,7 +52,7 @@ impl Wall {
             let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
             let mut words = line.split_whitespace().skip_while(|word| *word != "link-netnsid");
             let netns = words.nth(1).and_then(|n| n.parse().ok()).expect("its other end is in another namespace");
-            Device { index, name: name.to_owned(), netns }
+            Device { index, netns }
         });
         let wall = Self { web, db, host, guard, devices, lab };
         wall.allow(&[]);

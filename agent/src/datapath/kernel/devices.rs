@@ -6,23 +6,27 @@ use agent_common::{
     id::Epoch,
     layout::{DeviceEntry, device_owner, names::program},
 };
-use aya::programs::{LinkOrder, Program, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions};
+use aya::programs::SchedClassifier;
 
 use super::{Datapath, DatapathError};
-use crate::datapath::{sys, table::TableError};
+use crate::datapath::{
+    sys::{self, Side},
+    table::TableError,
+};
 
 /// The host's side of a workload's device, in the caller's network namespace.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Device {
     /// Its index there, which no other device has while this one lives.
     pub index: u32,
-    /// Its name there.
-    pub name: String,
     /// The network namespace at its other end, by its id there.
     pub netns: i32,
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// Why a program cannot be at a device.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", if self.0.raw_os_error() == Some(libc::EINVAL) { "the kernel has no TCX, which takes Linux 6.6" } else { "the kernel refuses" })]
+struct Refused(#[source] io::Error);
 
 impl Datapath {
     /// Judges what leaves and enters a workload by a device from now on: before everything else that is
@@ -46,11 +50,15 @@ impl Datapath {
         for name in program::DEVICE {
             let failed = |verb, source| DatapathError::Program { verb, program: name, source };
             let pin = self.pins.link(&pin_name(name, device.index));
-            let program =
-                self.ebpf.program_mut(name).ok_or_else(|| failed("find", "it is not in the object".into()))?;
+            let program: &mut SchedClassifier = self
+                .ebpf
+                .program_mut(name)
+                .ok_or_else(|| failed("find", "it is not in the object".into()))?
+                .try_into()
+                .map_err(|e| failed("find", Box::new(e)))?;
+            let program = program.fd().map_err(|e| failed("find", Box::new(e)))?.as_fd();
             if let Some(link) = sys::open_pin(&pin).map_err(|e| failed("open the link of", Box::new(e)))? {
-                let new = program.fd().map_err(|e| failed("find", Box::new(e)))?.as_fd();
-                match sys::link_update(link.as_fd(), new) {
+                match sys::link_update(link.as_fd(), program) {
                     Ok(()) => continue,
                     // An earlier device had this index. The link has died with it.
                     Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
@@ -59,8 +67,10 @@ impl Datapath {
                     Err(error) => return Err(failed("replace", Box::new(error))),
                 }
             }
-            let link = attach_new(name, program, &device.name).map_err(|e| failed("attach", e))?;
-            drop(link.pin(&pin).map_err(|e| failed("pin the link of", Box::new(e)))?);
+            let side = if name == program::TC_FROM { Side::Ingress } else { Side::Egress };
+            let link =
+                sys::attach_first(program, device.index, side).map_err(|e| failed("attach", Box::new(Refused(e))))?;
+            sys::pin(link.as_fd(), &pin).map_err(|e| failed("pin the link of", Box::new(e)))?;
         }
         Ok(())
     }
@@ -152,11 +162,4 @@ impl Datapath {
 /// The name of the pin of a link: there is one for each program and device.
 fn pin_name(program: &str, index: u32) -> String {
     format!("{program}_{index}")
-}
-
-fn attach_new(name: &str, program: &mut Program, device: &str) -> Result<FdLink, Failure> {
-    let program: &mut SchedClassifier = program.try_into()?;
-    let side = if name == program::TC_FROM { TcAttachType::Ingress } else { TcAttachType::Egress };
-    let id = program.attach_with_options(device, side, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
-    Ok(program.take_link(id)?.try_into()?)
 }
