@@ -76,6 +76,7 @@ pub fn run(config: Config) -> Result<()> {
         pins: config.pin_directory.clone(),
         run: config.run_directory().to_owned(),
         fast_refusal: config.fast_refusal,
+        devices: config.guard_devices,
         kernel_log: config.kernel_log,
         capacity: Capacity {
             edges: config.capacity.edges,

@@ -66,6 +66,7 @@ pub fn hold(args: &[String]) -> anyhow::Result<()> {
         pins: Path::new(pins).to_owned(),
         run: Path::new(run).to_owned(),
         fast_refusal: true,
+        devices: false,
         kernel_log: false,
         capacity: Capacity::default(),
     })?;

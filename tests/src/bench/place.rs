@@ -55,6 +55,7 @@ impl Places {
             pins: self.dir.path().join("bpf").join(&name),
             run: self.dir.path().join(name),
             fast_refusal: true,
+            devices: false,
             kernel_log: false,
             capacity: Capacity { flows: 1 << 20, ..Capacity::default() },
         }

@@ -37,6 +37,8 @@ use super::{Denials, Lab, Namespace, Party, magic};
 pub struct GuardOptions {
     /// The connect and sendmsg hooks. Without them only the boundary holds.
     pub fast_refusal: bool,
+    /// The programs for devices.
+    pub devices: bool,
     /// Sizes of the maps.
     pub capacity: Capacity,
     /// Denials of one workload that are reported before they are folded.
@@ -53,6 +55,7 @@ impl Default for GuardOptions {
     fn default() -> Self {
         Self {
             fast_refusal: true,
+            devices: false,
             capacity: Capacity::default(),
             event_burst: 1 << 30,
             event_per_second: 0,
@@ -115,6 +118,7 @@ impl Guard {
             pins: bpf.join("eastwall"),
             run: dir.path().to_owned(),
             fast_refusal: options.fast_refusal,
+            devices: options.devices,
             kernel_log: false,
             capacity: options.capacity,
         };

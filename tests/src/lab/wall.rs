@@ -46,7 +46,7 @@ impl Wall {
     #[must_use]
     pub fn unguarded(options: GuardOptions) -> Option<Self> {
         let Routed { web, db, host, lab } = Routed::open()?;
-        let guard = RefCell::new(Guard::load(&lab, options));
+        let guard = RefCell::new(Guard::load(&lab, GuardOptions { devices: true, ..options }));
         let devices = DEVICES.map(|name| {
             let line = host.ip(&format!("-o link show dev {name}"));
             let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");

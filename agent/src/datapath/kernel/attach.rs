@@ -8,7 +8,7 @@ use aya::{
     programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
 };
 
-use super::{Datapath, DatapathError};
+use super::{Datapath, DatapathConfig, DatapathError};
 use crate::datapath::sys;
 
 impl Datapath {
@@ -84,10 +84,12 @@ const fn is_fast_refusal(name: &str) -> bool {
 /// How often a load is tried that the kernel gave up halfway.
 const LOAD_TRIES: u32 = 10;
 
-/// Loads every program of the object.
-pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+/// Loads the programs that can be attached: the kernel takes half a second to check each.
+pub(super) fn load_programs(ebpf: &mut Ebpf, config: &DatapathConfig) -> Result<(), DatapathError> {
     let btf = Btf::from_sys_fs().map_err(|e| DatapathError::Load(e.into()))?;
-    for name in program::ALL.into_iter().chain(program::DEVICE) {
+    let of_cgroup = program::ALL.into_iter().filter(|name| config.fast_refusal || !is_fast_refusal(name));
+    let of_devices = program::DEVICE.into_iter().filter(|_| config.devices);
+    for name in of_cgroup.chain(of_devices) {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Program {
             verb: "load",
             program: name,

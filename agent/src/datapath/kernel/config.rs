@@ -27,6 +27,8 @@ pub struct DatapathConfig {
     pub run: PathBuf,
     /// Whether connect and sendmsg refuse early; the packet hooks judge in either case.
     pub fast_refusal: bool,
+    /// Whether devices can be guarded.
+    pub devices: bool,
     /// Whether the programs say what they do ([`super::Datapath::take_log`]).
     pub kernel_log: bool,
     /// Sizes.

@@ -89,7 +89,7 @@ impl Datapath {
         }
         let mut ebpf = loader.load(bytes).map_err(DatapathError::Load)?;
         check_shapes(&pins, &config.capacity)?;
-        attach::load_programs(&mut ebpf)?;
+        attach::load_programs(&mut ebpf, &config)?;
 
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| DatapathError::Secret(e))?;
         let mut datapath = Self {
