@@ -4,9 +4,11 @@
 //! - [`scene`] is what most tests of the agent begin with.
 //! - [`labd`] is the actor: a small process that does one socket operation at a time, on command, and
 //!   answers with the errno that it got.
+//! - [`frames`] are packets that no socket sends.
 //! - [`bench`] measures what eastwall costs, in a lab.
 
 pub mod bench;
+pub mod frames;
 pub mod lab;
 pub mod labd;
 pub mod scene;
