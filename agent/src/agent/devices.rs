@@ -30,6 +30,9 @@ use crate::{
 const PROBLEM: &str = "devices";
 /// Between two looks: a storm of devices is looked at together, and a new one is guarded before anybody notices.
 const APART_NS: u64 = 20_000_000;
+/// As long as every look finds changes, it is twice as long each time, up to [`AGAIN_NS`]: whoever may configure a
+/// network of its own can do so without end.
+const CALM_NS: u64 = 2_000_000_000;
 /// A process can enter a network without a word from the kernel: how often to look while nobody is known behind a
 /// device, or something failed, and how often otherwise.
 const AGAIN_NS: u64 = 1_000_000_000;
@@ -47,13 +50,14 @@ pub(super) struct Watch {
     owners: Owners,
     stale: bool,
     failed: bool,
+    apart_ns: u64,
     looked_ns: u64,
 }
 
 impl Watch {
     /// Begins to listen in the network namespace of the calling thread; `None` is not to.
     pub(super) fn new(source: Option<Devices>) -> Self {
-        Self { source, owners: Owners::default(), stale: true, failed: false, looked_ns: 0 }
+        Self { source, owners: Owners::default(), stale: true, failed: false, apart_ns: APART_NS, looked_ns: 0 }
     }
 
     /// Who owns what, as the kernel side has it.
@@ -75,11 +79,18 @@ impl Watch {
     pub(super) fn wait_ns(&self, now: u64) -> Option<u64> {
         self.source.as_ref()?;
         let apart = match (self.stale, self.failed || self.owners.unclaimed > 0) {
-            (true, _) => APART_NS,
+            (true, _) => self.apart_ns,
             (false, true) => AGAIN_NS,
             (false, false) => QUIET_NS,
         };
         Some((self.looked_ns + apart).saturating_sub(now))
+    }
+
+    /// Notes that a look is over, and whether it found anything new.
+    fn looked(&mut self, now: u64, changes: bool) {
+        let calm = now.saturating_sub(self.looked_ns) > CALM_NS;
+        self.apart_ns = if calm || !changes { APART_NS } else { (self.apart_ns * 2).min(AGAIN_NS) };
+        self.looked_ns = now;
     }
 
     fn hear(&mut self) -> Result<(), DevicesError> {
@@ -117,12 +128,12 @@ impl Core {
 
     /// Looks at devices now.
     pub(super) fn look_at_devices(&mut self) {
-        let result = self.try_look_at_devices();
-        self.watch.looked_ns = clock::now().boot_ns;
-        let problems = match result {
-            Ok(problems) => problems,
-            Err(e) => vec![format!("look at the devices of workloads: {e:#}; what is guarded stays so")],
-        };
+        let epoch = self.datapath.in_force();
+        let problems = self.try_look_at_devices().unwrap_or_else(|e| {
+            self.watch.failed = true;
+            vec![format!("look at the devices of workloads: {e:#}; what is guarded stays so")]
+        });
+        self.watch.looked(clock::now().boot_ns, self.datapath.in_force() != epoch);
         if problems.is_empty() {
             self.problems.remove(PROBLEM);
         } else {
@@ -142,7 +153,7 @@ impl Core {
             return self.own(Owners::default());
         };
         let mut tries = 0;
-        let (devices, networks) = loop {
+        let View { devices, networks, unread } = loop {
             self.watch.stale = false;
             let found = look(source, &self.roster)?;
             tries += 1;
@@ -155,7 +166,8 @@ impl Core {
             }
         };
         let known = Known { labels: &self.labels.cgroups, whole_host: self.config.scope == "/" };
-        let owners = owners(&devices, &networks, known, &self.watch.owners);
+        let mut owners = owners(&devices, &networks, known, &self.watch.owners);
+        owners.problems.extend(unread);
         self.own(owners)
     }
 
@@ -250,12 +262,20 @@ impl Core {
     }
 }
 
-fn look(source: &Devices, roster: &Roster) -> Result<(Vec<Device>, BTreeMap<i32, Network>)> {
+/// What a look found.
+struct View {
+    devices: Vec<Device>,
+    networks: BTreeMap<i32, Network>,
+    /// What could not be read of single namespaces. A workload can bring that about, and harms none but itself.
+    unread: Vec<String>,
+}
+
+fn look(source: &Devices, roster: &Roster) -> Result<View> {
     let devices: Vec<Device> = source.links()?.into_iter().filter_map(device).collect();
     let wanted: BTreeSet<i32> = devices.iter().map(|device| device.netns).collect();
-    let mut networks: BTreeMap<i32, Network> = BTreeMap::new();
+    let (mut networks, mut unread): (BTreeMap<i32, Network>, _) = (BTreeMap::new(), Vec::new());
     if wanted.is_empty() {
-        return Ok((devices, networks));
+        return Ok(View { devices, networks, unread });
     }
     // Of several of one path, all but the last are removed.
     let ids: HashMap<&str, u64> = roster.nodes().map(|node| (node.path.as_str(), node.id)).collect();
@@ -265,16 +285,22 @@ fn look(source: &Devices, roster: &Roster) -> Result<(Vec<Device>, BTreeMap<i32,
         networks.entry(netns).or_default().cgroups.extend(here);
     }
     for netns in wanted {
-        let addresses = match source.addresses(netns) {
-            Err(DevicesError::NoNamespace { .. }) => continue,
-            addresses => addresses?,
-        };
-        for address in addresses {
-            let way = source.way_to(address)?;
-            networks.entry(netns).or_default().addresses.push((address, way));
+        match addresses(source, netns) {
+            Ok(addresses) => networks.entry(netns).or_default().addresses = addresses,
+            // It is gone, and so are its devices.
+            Err(DevicesError::NoNamespace { .. }) => {}
+            Err(e) => {
+                let names = devices.iter().filter(|device| device.netns == netns).map(|device| device.name.as_str());
+                let names = names.collect::<Vec<_>>().join("`, `");
+                unread.push(format!("no address behind `{names}` counts: {:#}", anyhow::Error::from(e)));
+            }
         }
     }
-    Ok((devices, networks))
+    Ok(View { devices, networks, unread })
+}
+
+fn addresses(source: &Devices, netns: i32) -> Result<Vec<(IpAddr, Option<u32>)>, DevicesError> {
+    source.addresses(netns)?.into_iter().map(|address| Ok((address, source.way_to(address)?))).collect()
 }
 
 fn device(link: Link) -> Option<Device> {
