@@ -44,6 +44,8 @@ pub struct Config {
     pub dns_resolvers: Option<Resolvers>,
     /// The host's list of resolvers, in the form of resolv.conf(5).
     pub resolv_conf: PathBuf,
+    /// Workloads of other hosts, by address; none if there is no file.
+    pub peers_file: Option<PathBuf>,
     /// Whether the kernel programs say what they do, in the agent's log; for whoever works on them.
     pub kernel_log: bool,
     /// Group that may read from the control socket.
@@ -93,6 +95,7 @@ impl Default for Config {
             dns: true,
             dns_resolvers: None,
             resolv_conf: "/etc/resolv.conf".into(),
+            peers_file: None,
             kernel_log: false,
             group: "eastwall".to_owned(),
             event_burst: 100,

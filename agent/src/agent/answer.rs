@@ -33,6 +33,7 @@ use crate::{
     policy::{
         ask::{self, Asked},
         explain::explain,
+        map_state::MapState,
         names, time,
     },
 };
@@ -89,11 +90,16 @@ impl Core {
         let candidate = Candidate::read(files, self.config.trust_domain.as_deref())?;
         candidate.test(clock::unix_seconds())?;
         // Compiled and resolved before the directory is touched, so that a refusal leaves it as it is.
-        let state = candidate.compile(&self.overrides.rules(), clock::boot_to_unix(), &self.state.resolvers)?;
+        let state = self.compiled(&candidate)?;
         let labels = self.roster.labels(&candidate.resolver(&self.host)?);
         self.datapath.check_capacity(&state, &identities(&labels))?;
         let files = self.store.install(&self.config, &candidate.files)?;
         self.apply(Candidate { files, ..candidate })
+    }
+
+    fn compiled(&self, candidate: &Candidate) -> Result<MapState> {
+        let MapState { resolvers, peers, .. } = &*self.state;
+        Ok(candidate.compile(&self.overrides.rules(), clock::boot_to_unix(), resolvers, peers)?)
     }
 
     fn overridden(&mut self, kind: &str, asked: &Override) -> Result<Applied> {
@@ -159,6 +165,7 @@ impl Core {
             resolvers: self.state.resolvers.addresses().to_vec(),
             devices: self.watch.owners().devices.len(),
             addresses: self.watch.owners().addresses.len(),
+            peers: self.state.peers.len(),
             labelled: self.labels.cgroups.values().filter(|s| s.flags & ident_flags::LABELLED != 0).count(),
             ambiguous: self.labels.ambiguous.len(),
             overrides: self.overrides.rows().len(),

@@ -34,7 +34,7 @@ use crate::{
         windows::FoldedRow,
     },
     identity::resolver::{Labels, Resolver},
-    policy::{map_state::MapState, resolvers::Resolvers},
+    policy::{map_state::MapState, peers::Peers, resolvers::Resolvers},
 };
 
 /// How often windows end, counters are read and the directory is looked at.
@@ -75,6 +75,8 @@ pub struct Core {
     pub(super) watch: Watch,
     /// The resolvers of the last tick, if they are not those in force.
     pub(super) resolvers_seen: Option<Resolvers>,
+    /// The same of the workloads of other hosts.
+    pub(super) peers_seen: Option<Peers>,
 }
 
 /// What other threads may look at.
@@ -296,6 +298,7 @@ impl Core {
             }
         }
         self.follow_resolvers();
+        self.follow_peers();
         if self.store.directory_changed(&self.config) {
             // The refusal is a problem of `status` and an event already.
             if let Err(e) = self.reload() {

@@ -319,7 +319,7 @@ fn causes(e: &DatapathError) -> String {
     text
 }
 
-/// The reverse of [`crate::identity::devices::octets`].
+/// The reverse of [`crate::policy::ask::octets`].
 fn address_of(octets: &[u8; 16]) -> IpAddr {
     IpAddr::from(*octets).to_canonical()
 }
@@ -327,7 +327,7 @@ fn address_of(octets: &[u8; 16]) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::devices::octets;
+    use crate::policy::ask::octets;
 
     #[test]
     fn an_address_is_found_again() {

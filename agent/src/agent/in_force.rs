@@ -21,6 +21,7 @@ use crate::{
         load::load_in,
         map_state::MapState,
         model::{Action, Party, Policy, PortRange, PortSpec, Rule},
+        peers::Peers,
         resolvers::Resolvers,
     },
 };
@@ -63,14 +64,20 @@ impl Candidate {
         Ok(Self { policy: Arc::new(loaded.policy), warnings, files })
     }
 
-    /// Compiles them with the overrides in force and the resolvers of this node, for the boot clock.
+    /// Compiles them with the overrides in force, the resolvers of this node and the workloads of others, for the boot clock.
     ///
     /// # Errors
     ///
     /// [`Refusal::Invalid`].
-    pub fn compile(&self, overrides: &[Rule], boot_to_unix: i64, resolvers: &Resolvers) -> Result<MapState, Refusal> {
+    pub fn compile(
+        &self,
+        overrides: &[Rule],
+        boot_to_unix: i64,
+        resolvers: &Resolvers,
+        peers: &Peers,
+    ) -> Result<MapState, Refusal> {
         let borrowed: Vec<(&str, &str)> = self.files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
-        compile(&self.policy, &CompileInput { boot_to_unix, overrides, resolvers: Some(resolvers) })
+        compile(&self.policy, &CompileInput { boot_to_unix, overrides, resolvers: Some(resolvers), peers: Some(peers) })
             .map_err(|f| Refusal::Invalid(text(&f, &borrowed)))
     }
 
@@ -81,7 +88,7 @@ impl Candidate {
     /// [`Refusal::Tests`] with those that failed.
     pub fn test(&self, now_unix: i64) -> Result<usize, Refusal> {
         use crate::policy::assertions;
-        let map = self.compile(&[], 0, &Resolvers::default())?;
+        let map = self.compile(&[], 0, &Resolvers::default(), &Peers::default())?;
         let asked = Asked { policy: &self.policy, map: &map, overrides: &[], now: unix_moment(now_unix) };
         let outcomes = assertions::run(&self.policy, &map, now_unix);
         let failed: Vec<String> = outcomes

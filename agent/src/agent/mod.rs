@@ -8,6 +8,7 @@ mod devices;
 mod in_force;
 pub mod inbox;
 mod overrides;
+mod peers;
 mod recent;
 mod resolvers;
 mod roster;
@@ -40,7 +41,7 @@ use crate::{
         record::Phase,
         snapshot::Snapshots,
     },
-    policy::resolvers::Resolvers,
+    policy::{peers::Peers, resolvers::Resolvers},
     sinks::{self, FileSink, SinkConfig, Target},
     sources::{cgroup::Hierarchy, devices::Devices, trust},
 };
@@ -110,8 +111,9 @@ pub fn run(config: Config) -> Result<()> {
     let now = clock::now().boot_ns;
     // What is compared with the first policy of this agent: the last one of the agent before.
     let before = if adopted { store.last_complete(&config).ok().flatten() } else { None };
-    let before =
-        before.and_then(|before| before.compile(&overrides.rules(), clock::boot_to_unix(), &Resolvers::default()).ok());
+    let before = before.and_then(|before| {
+        before.compile(&overrides.rules(), clock::boot_to_unix(), &Resolvers::default(), &Peers::default()).ok()
+    });
     let mut core = Core {
         roster: Roster::new(hierarchy, config.scope.clone()),
         host,
@@ -137,6 +139,7 @@ pub fn run(config: Config) -> Result<()> {
         unresolved: Default::default(),
         watch: Watch::new(devices),
         resolvers_seen: None,
+        peers_seen: None,
         config,
     };
     let problem = core.start(candidate)?.or(problem);

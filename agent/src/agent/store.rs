@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, anyhow};
 use super::in_force::Candidate;
 use crate::{
     config::Config,
+    policy::peers::Peers,
     sources::{
         policy_dir::{self, Trust},
         trust,
@@ -19,11 +20,14 @@ use crate::{
 
 /// Where the last complete set is kept, in the state directory.
 const LAST_COMPLETE: &str = "policy.json";
+/// Where the last good text about workloads of other hosts is.
+const LAST_PEERS: &str = "peers.yaml";
 
 /// The files.
 #[derive(Debug)]
 pub struct Store {
     last_complete: PathBuf,
+    last_peers: PathBuf,
     seen: Vec<Fingerprint>,
 }
 
@@ -40,7 +44,8 @@ impl Store {
     /// Of an agent with this state directory. Nothing is read yet.
     #[must_use]
     pub fn new(state_directory: &Path) -> Self {
-        Self { last_complete: state_directory.join(LAST_COMPLETE), seen: Vec::new() }
+        let [last_complete, last_peers] = [LAST_COMPLETE, LAST_PEERS].map(|name| state_directory.join(name));
+        Self { last_complete, last_peers, seen: Vec::new() }
     }
 
     /// Reads the documents of the policy directory.
@@ -86,6 +91,24 @@ impl Store {
         fs::write(&new, serde_json::to_vec(files)?)?;
         fs::rename(&new, &self.last_complete)?;
         Ok(())
+    }
+
+    /// Keeps what was read about workloads of other hosts.
+    ///
+    /// # Errors
+    ///
+    /// What the file system said.
+    pub fn keep_peers(&self, text: &str) -> io::Result<()> {
+        let new = self.last_peers.with_extension("yaml.new");
+        fs::write(&new, text)?;
+        fs::rename(&new, &self.last_peers)
+    }
+
+    /// Returns what was kept, if it can be used.
+    #[must_use]
+    pub fn last_peers(&self) -> Option<Peers> {
+        let text = fs::read_to_string(&self.last_peers).ok()?;
+        Peers::parse(LAST_PEERS, &text).ok()
     }
 
     /// Puts documents into the policy directory in place of those there.

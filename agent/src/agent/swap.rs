@@ -92,7 +92,7 @@ impl Core {
     pub(super) fn swap(&mut self, candidate: Candidate, overrides: &[Rule]) -> Result<Applied> {
         let started = clock::now().boot_ns;
         let offset = clock::boot_to_unix();
-        let state = Arc::new(candidate.compile(overrides, offset, &self.read_resolvers())?);
+        let state = Arc::new(candidate.compile(overrides, offset, &self.read_resolvers(), &self.read_peers())?);
         let resolver = candidate.resolver(&self.host)?;
         self.roster.walk()?;
         let mut labels = self.roster.labels(&resolver);

@@ -207,6 +207,9 @@ pub struct Status {
     /// Addresses that stand for a workload of this host.
     #[serde(default)]
     pub addresses: usize,
+    /// Addresses that stand for workloads of other hosts.
+    #[serde(default)]
+    pub peers: usize,
     /// Cgroups with a label.
     pub labelled: usize,
     /// Endpoints that two workloads claim.

@@ -12,6 +12,8 @@ use std::{
 
 use agent_common::layout::{IdentSlot, ident_flags};
 
+use crate::policy::ask::octets;
+
 /// The host's end of a link into another network namespace.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Device {
@@ -168,15 +170,6 @@ fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
-}
-
-/// As maps hold an address.
-#[must_use]
-pub fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
     }
 }
 

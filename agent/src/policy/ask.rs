@@ -329,7 +329,7 @@ mod tests {
     fn stretches_say_what_every_single_port_would() {
         for seed in 0..40 {
             let Case { policy, map, overrides, boot_to_unix, resolvers, samples, .. } = Case::new(seed, 6);
-            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers) };
+            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers), peers: None };
             assert_eq!(map, compile(&policy, &input).unwrap());
             for sample in samples.iter().filter(|sample| !sample.flow.from.is_unknown() && !sample.flow.to.is_unknown())
             {

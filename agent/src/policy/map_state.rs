@@ -12,7 +12,7 @@ use agent_common::{
     verdict::{Decision, Mode},
 };
 
-use super::{ask::octets, resolvers::Resolvers};
+use super::{ask::octets, peers::Peers, resolvers::Resolvers};
 
 /// One side of the maps, in a stable order, so that dumps and differences are stable.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +27,8 @@ pub struct MapState {
     pub unknown_mode: Option<Mode>,
     /// Whom the built-in `dns` lets every workload ask; nobody if it is off.
     pub resolvers: Resolvers,
+    /// Workloads of other hosts, by address; they are in `prefixes`.
+    pub peers: Peers,
     /// Rule ids; the number of a rule is its index + 1.
     pub rule_ids: Vec<String>,
     /// Name of every identity and set that occurs: a workload, external, derived name, or the members

@@ -18,6 +18,7 @@ pub mod load;
 pub mod map_state;
 pub mod model;
 pub mod names;
+pub mod peers;
 pub mod plan;
 pub mod ports;
 #[cfg(any(test, feature = "lab"))]

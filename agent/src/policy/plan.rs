@@ -46,7 +46,7 @@ pub struct TooLarge {
 ///
 /// [`TooLarge`] with the first map that is too small; nothing may then be written.
 pub fn check_capacity(map: &MapState, cgroups: usize, by_uid: usize, capacity: &Capacity) -> Result<(), TooLarge> {
-    let MapState { edges, spill, prefixes, unknown_mode: _, resolvers: _, rule_ids, names: _ } = map;
+    let MapState { edges, spill, prefixes, unknown_mode: _, resolvers: _, peers: _, rule_ids, names: _ } = map;
     let needs = [
         ("edges", edges.len(), capacity.edges),
         ("edges with more than three port ranges", spill.len(), capacity.spills),

@@ -162,7 +162,7 @@ impl Case {
             let policy = load(&[("random.yaml", &text)]).map(|loaded| loaded.policy);
             let policy = policy.unwrap_or_else(|findings| panic!("seed {seed}: {findings:#?}\n{text}"));
             let overrides = overrides(&mut random);
-            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers) };
+            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers), peers: None };
             match compile(&policy, &input) {
                 Ok(map) => break (text, policy, overrides, map),
                 Err(findings) => {

@@ -15,7 +15,7 @@ use agent_common::{
     verdict::{Decision, Mode, Verdict},
 };
 
-use crate::{identity::devices::octets, policy::map_state::MapState};
+use crate::policy::{ask::octets, map_state::MapState};
 
 /// A socket that has a peer, or listens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -102,7 +102,7 @@ impl Agent {
             ("stateDirectory", json!(agent.path("state"))),
             ("fastRefusal", json!(options.fast_refusal)),
         ] {
-            config.insert(key.to_owned(), value);
+            config.entry(key).or_insert(value);
         }
         // JSON is YAML.
         fs::write(agent.path("agent.yaml"), serde_json::to_vec_pretty(&config)?)?;

@@ -185,7 +185,12 @@ impl Guard {
     pub fn apply_with(&mut self, text: &str, overrides: &[Rule]) -> Epoch {
         let policy = load(&[("lab.yaml", text)]).map(|loaded| loaded.policy);
         let policy = policy.unwrap_or_else(|findings| panic!("no policy: {findings:#?}\n{text}"));
-        let input = CompileInput { boot_to_unix: boot_to_unix(), overrides, resolvers: Some(&self.options.resolvers) };
+        let input = CompileInput {
+            boot_to_unix: boot_to_unix(),
+            overrides,
+            resolvers: Some(&self.options.resolvers),
+            peers: None,
+        };
         let map = compile(&policy, &input);
         let map = map.unwrap_or_else(|findings| panic!("not compiled: {findings:#?}\n{text}"));
         let resolver = Resolver::new(&policy, "lab").expect("a policy that loads gives labels");

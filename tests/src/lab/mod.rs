@@ -10,6 +10,7 @@
 //! Scene                                      three workloads under a Guard, and policy in a line
 //! Routed                                     two workloads behind devices of a host
 //! Wall                                       the same under a Guard
+//! TwoHosts                                   two hosts that route to each other, a workload behind each
 //! Agent                                      the agent under test, guarding the lab's cgroup
 //! ```
 //!
@@ -47,7 +48,7 @@ pub use guard::{Guard, GuardOptions};
 pub use namespace::Namespace;
 pub use netns::{NetNs, VethEnd};
 pub use require::{Need, require_or_skip};
-pub use routed::{Routed, join};
+pub use routed::{HostOf, Routed, TwoHosts, join};
 pub use rustix::io::Errno;
 pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};

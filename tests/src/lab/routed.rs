@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Lab, Need, NetNs, Party, VethEnd};
+use super::{Cgroup, Lab, Need, NetNs, Party, VethEnd};
 
 /// The host's ends, of `web` and of `db`.
 pub const DEVICES: [&str; 2] = ["to-web", "to-db"];
@@ -36,11 +36,7 @@ impl Routed {
         let [host, web, db] = [(); 3].map(|()| Arc::new(NetNs::new()));
         join(&host, (DEVICES[0], ["10.9.0.254/24", "fd09::ff/64"]), &web, ("web0", ["10.9.0.1/24", "fd09::1/64"]));
         join(&host, (DEVICES[1], ["10.9.1.254/24", "fd09:1::ff/64"]), &db, ("db0", ["10.9.1.2/24", "fd09:1::2/64"]));
-        host.run(|| {
-            for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-                std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").expect("forward packets");
-            }
-        });
+        forward(&host);
         let web = Party::new(&lab, "web", &web, ["10.9.0.1", "fd09::1"]);
         let db = Party::new(&lab, "db", &db, ["10.9.1.2", "fd09:1::2"]);
         Some(Self { web, db, host, lab })
@@ -55,6 +51,72 @@ impl Routed {
     pub fn ethernet(&self) -> ([u8; 6], [u8; 6]) {
         ethernet(&self.web, &self.host)
     }
+}
+
+/// One of two hosts: a workload behind a device of it, in a cgroup of the host.
+#[derive(Debug)]
+pub struct HostOf {
+    /// The workload.
+    pub party: Party,
+    /// The host's network.
+    pub net: Arc<NetNs>,
+    /// What the agent of the host guards.
+    pub cgroup: Cgroup,
+}
+
+/// Two hosts that route to each other, each with one workload.
+///
+/// ```text
+/// web ── web0 ═ to-web ── near ── up0 ═ up0 ── far ── to-db ═ db0 ── db
+/// ```
+#[derive(Debug)]
+pub struct TwoHosts {
+    /// The host of `web`.
+    pub near: HostOf,
+    /// The host of `db`.
+    pub far: HostOf,
+    /// The lab around them.
+    pub lab: Lab,
+}
+
+impl TwoHosts {
+    /// Builds them, or says why this machine cannot have them.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel or `ip` refuses.
+    #[must_use]
+    pub fn open() -> Option<Self> {
+        let lab = Lab::open(&[Need::Ip, Need::Agent])?;
+        let [near, far, web, db] = [(); 4].map(|()| Arc::new(NetNs::new()));
+        join(&near, (DEVICES[0], ["10.9.0.254/24", "fd09::ff/64"]), &web, ("web0", ["10.9.0.1/24", "fd09::1/64"]));
+        join(&far, (DEVICES[1], ["10.9.1.254/24", "fd09:1::ff/64"]), &db, ("db0", ["10.9.1.2/24", "fd09:1::2/64"]));
+        let end = |netns, addrs| VethEnd { netns, device: "up0", addrs };
+        NetNs::veth(end(&near, &["10.8.0.1/24", "fd08::1/64"]), end(&far, &["10.8.0.2/24", "fd08::2/64"]));
+        for (host, routes) in [
+            (&near, ["10.9.1.0/24 via 10.8.0.2", "fd09:1::/64 via fd08::2"]),
+            (&far, ["10.9.0.0/24 via 10.8.0.1", "fd09::/64 via fd08::1"]),
+        ] {
+            forward(host);
+            let _ = routes.map(|route| host.ip(&format!("route add {route}")));
+        }
+        let host = |name, net: &Arc<NetNs>, party, party_net, addrs| {
+            let cgroup = lab.cgroup().child(name);
+            let party = Party::below(&lab, &cgroup, party, party_net, addrs);
+            HostOf { party, net: Arc::clone(net), cgroup }
+        };
+        let near = host("near", &near, "web", &web, ["10.9.0.1", "fd09::1"]);
+        let far = host("far", &far, "db", &db, ["10.9.1.2", "fd09:1::2"]);
+        Some(Self { near, far, lab })
+    }
+}
+
+fn forward(host: &NetNs) {
+    host.run(|| {
+        for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").expect("forward packets");
+        }
+    });
 }
 
 /// Joins a host and a workload: each end is a device and its addresses. The host is the workload's router.

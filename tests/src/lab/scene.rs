@@ -61,7 +61,12 @@ pub struct Scene {
 impl Party {
     /// A workload in a cgroup of its own, with its addresses, IPv4 and IPv6.
     pub(super) fn new(lab: &Lab, name: &'static str, net: &Arc<NetNs>, addrs: [&str; 2]) -> Self {
-        let cgroup = lab.cgroup().child(name);
+        Self::below(lab, lab.cgroup(), name, net, addrs)
+    }
+
+    /// As [`Self::new`], in a cgroup below another.
+    pub(super) fn below(lab: &Lab, parent: &Cgroup, name: &'static str, net: &Arc<NetNs>, addrs: [&str; 2]) -> Self {
+        let cgroup = parent.child(name);
         let addrs = addrs.map(|addr| addr.parse().expect("an address"));
         Self { name, actor: lab.actor(&cgroup, net), cgroup, net: Arc::clone(net), addrs }
     }

@@ -183,7 +183,12 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
     let unix = a_quiet_time(case, &mut random);
     let boot = clock_gettime(ClockId::Boottime).tv_sec;
     let resolvers = runs::resolvers(case, &mut random);
-    let input = CompileInput { boot_to_unix: unix - boot, overrides: &case.overrides, resolvers: Some(&resolvers) };
+    let input = CompileInput {
+        boot_to_unix: unix - boot,
+        overrides: &case.overrides,
+        resolvers: Some(&resolvers),
+        peers: None,
+    };
     let mut map = compile(&case.policy, &input).unwrap();
     map.unknown_mode = Some(mode);
     let begin = Instant::now();

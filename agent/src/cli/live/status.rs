@@ -42,7 +42,7 @@ fn text(s: &Status) -> String {
          modes      {}   (door/exit; without a label: {})\n\
          dns        built-in: {}\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
-         devices    {} guarded, {} of workloads\n\
+         devices    {} guarded, {} of workloads here, {} of other hosts'\n\
          denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
          last {:<5} {} denials, of them would-deny {}, lost {}\n",
         s.version,
@@ -68,6 +68,7 @@ fn text(s: &Status) -> String {
             1 => "1 address".to_owned(),
             n => format!("{n} addresses"),
         },
+        s.peers,
         s.denied,
         s.reported,
         s.suppressed,

@@ -8,9 +8,11 @@ use super::{mark, prefixes};
 use crate::{
     identity::spiffe::set_number,
     policy::{
+        ask::octets,
         finding::{Code, Finding},
         model::{Place, Policy, Rule},
         names::{self, Form},
+        peers::Peers,
     },
 };
 
@@ -28,7 +30,7 @@ pub(super) struct Cast {
 pub(super) type Ends<'n> = BTreeMap<IdentityId, &'n str>;
 
 impl Cast {
-    pub(super) fn new(policy: &Policy, rules: &[&Rule]) -> Result<Self, Vec<Finding>> {
+    pub(super) fn new(policy: &Policy, rules: &[&Rule], peers: Option<&Peers>) -> Result<Self, Vec<Finding>> {
         let mut numbers = Numbers::default();
         numbers.add(IdentityId::WORLD, names::WORLD, None);
         for workload in policy.workloads.values() {
@@ -47,22 +49,15 @@ impl Cast {
         let mut prefixes = BTreeMap::new();
         let mut sets: BTreeMap<String, BTreeSet<IdentityId>> = BTreeMap::new();
         for (prefix, members) in prefixes::split(policy.externals.values()) {
-            let mut ids: Vec<IdentityId> = members.iter().filter_map(|name| policy.identity_of(name)).collect();
-            ids.sort_unstable();
-            let number = match ids.as_slice() {
-                [] => IdentityId::WORLD,
-                [one] => *one,
-                several => {
-                    let number = set_number("names", several);
-                    let name = members.iter().map(String::as_str).collect::<Vec<_>>().join("+");
-                    numbers.add(number, &name, None);
-                    for member in &members {
-                        sets.entry(member.clone()).or_default().insert(number);
-                    }
-                    number
-                }
-            };
-            prefixes.insert(prefix, number);
+            let number = together("names", policy, &members, &mut numbers, &mut sets);
+            prefixes.insert(prefix, number.unwrap_or(IdentityId::WORLD));
+        }
+        // Who is there says more about an address than the ranges around it.
+        for (address, workloads) in peers.into_iter().flat_map(Peers::iter) {
+            let is_known = workloads.iter().all(|name| policy.workloads.contains_key(name));
+            let number = is_known.then(|| together("members", policy, workloads, &mut numbers, &mut sets)).flatten();
+            let prefix = PrefixKey { bits: 128, addr: octets(address) };
+            prefixes.insert(prefix, number.unwrap_or(IdentityId::UNKNOWN));
         }
         if numbers.collisions.is_empty() {
             Ok(Self { prefixes, names: numbers.names, sets })
@@ -97,6 +92,31 @@ impl Cast {
             ends.insert(set, name);
         }
         Some(())
+    }
+}
+
+/// The number of those who share an address: of the only one, or of the set. None: it is nobody's.
+fn together(
+    kind: &str,
+    policy: &Policy,
+    members: &BTreeSet<String>,
+    numbers: &mut Numbers,
+    sets: &mut BTreeMap<String, BTreeSet<IdentityId>>,
+) -> Option<IdentityId> {
+    let mut ids: Vec<IdentityId> = members.iter().filter_map(|name| policy.identity_of(name)).collect();
+    ids.sort_unstable();
+    match ids.as_slice() {
+        [] => None,
+        [one] => Some(*one),
+        several => {
+            let number = set_number(kind, several);
+            let name = members.iter().map(String::as_str).collect::<Vec<_>>().join("+");
+            numbers.add(number, &name, None);
+            for member in members {
+                sets.entry(member.clone()).or_default().insert(number);
+            }
+            Some(number)
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
     finding::{Code, Finding, Mark},
     map_state::MapState,
     model::{Action, Place, Policy, Rule},
+    peers::Peers,
     resolvers::Resolvers,
 };
 
@@ -38,6 +39,8 @@ pub struct CompileInput<'a> {
     pub overrides: &'a [Rule],
     /// Whom the built-in `dns` lets every workload ask; without them it is off.
     pub resolvers: Option<&'a Resolvers>,
+    /// Workloads of other hosts, by address.
+    pub peers: Option<&'a Peers>,
 }
 
 /// Compiles a policy.
@@ -55,7 +58,7 @@ pub fn compile(policy: &Policy, input: &CompileInput<'_>) -> Result<MapState, Ve
     if !twice.is_empty() {
         return Err(twice);
     }
-    let cast = Cast::new(policy, &rules)?;
+    let cast = Cast::new(policy, &rules, input.peers)?;
     let raw = expand(policy, &cast, &rules, input.boot_to_unix)?;
     let (edges, spill) = entries(&raw, &rules)?;
     Ok(MapState {
@@ -64,6 +67,7 @@ pub fn compile(policy: &Policy, input: &CompileInput<'_>) -> Result<MapState, Ve
         prefixes: cast.prefixes,
         unknown_mode: Some(policy.mode_of_unknown()),
         resolvers: input.resolvers.cloned().unwrap_or_default(),
+        peers: input.peers.cloned().unwrap_or_default(),
         rule_ids: rules.iter().map(|rule| rule.id.clone()).collect(),
         names: cast.names,
     })
