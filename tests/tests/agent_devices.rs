@@ -113,6 +113,9 @@ fn devices_are_guarded_and_addresses_name_their_workloads() {
         let caller = net.db.actor.socket(family, Kind::Datagram, 0).unwrap();
         assert_eq!(net.db.actor.send_to(caller, from, b"the other way"), Err(Errno::PERM));
     }
+    let explained = agent.cli(&["explain", "ip/10.9.0.1", "ip/fd09:1::2:udp/53"]);
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    assert!(explained.starts_with("ALLOW  ip/10.9.0.1 (web) -> ip/fd09:1::2 (db) udp/53"), "{explained}");
     let (receiver, to) = net.db.udp(Family::V4);
     send_frame(&net, net.web.at(Family::V4, 40_000), to, b"by a frame");
     assert!(arrives(&net, receiver), "{:#?}", agent.events());

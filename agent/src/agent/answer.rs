@@ -34,6 +34,7 @@ use crate::{
         ask::{self, Asked},
         explain::explain,
         map_state::MapState,
+        model::Party,
         names, time,
     },
 };
@@ -215,7 +216,9 @@ impl Core {
         };
         let overrides = self.overrides.rules();
         let now = BootSeconds(u32::try_from(clock::now().boot_ns / 1_000_000_000).unwrap_or(u32::MAX));
-        let asked = Asked { policy, map: &self.state, overrides: &overrides, now };
+        let by_address = [&from, &to].into_iter().any(|party| matches!(party, Party::Address(_)));
+        let here = by_address.then(|| self.state_here());
+        let asked = Asked { policy, map: here.as_ref().unwrap_or(&self.state), overrides: &overrides, now };
         let answers = explain(&asked, &from, &to, &ports);
         let text: Vec<String> = answers.iter().map(ToString::to_string).collect();
         Reply::Explained {

@@ -9,7 +9,10 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
-use agent_common::{id::IdentityId, layout::ident_flags};
+use agent_common::{
+    id::IdentityId,
+    layout::{PrefixKey, ident_flags},
+};
 use anyhow::{Context as _, Result};
 use tracing::{info, warn};
 
@@ -20,6 +23,7 @@ use crate::{
     datapath::{self, DatapathError},
     events::escape::escape,
     identity::devices::{Device, Known, Network, Owned, Owners, owners},
+    policy::{map_state::MapState, names},
     sources::{
         devices::{Devices, DevicesError, Link},
         netns,
@@ -250,6 +254,17 @@ impl Core {
         let mut rows: Vec<GuardedDevice> = devices.values().map(row).collect();
         rows.sort_by(|a, b| a.device.cmp(&b.device));
         rows
+    }
+
+    /// The policy in force, in which the addresses of workloads here stand for them: for questions about addresses.
+    pub(super) fn state_here(&self) -> MapState {
+        let mut state = (*self.state).clone();
+        for (addr, id) in self.named_addresses() {
+            state.prefixes.insert(PrefixKey { bits: 128, addr }, id);
+            let name = self.labels.names.get(&id).map(|name| name.short.clone());
+            state.names.entry(id).or_insert_with(|| name.unwrap_or_else(|| names::UNKNOWN.to_owned()));
+        }
+        state
     }
 
     /// Who has which address, for what is decided outside of the kernel.

@@ -172,7 +172,8 @@ impl<'a> Asked<'a> {
         match party {
             Party::Address(address) => {
                 let id = self.map.peer_of(&octets(*address));
-                let name = self.map.names.get(&id).cloned().unwrap_or_default();
+                let unknown = if id.is_unknown() { names::UNKNOWN } else { "" };
+                let name = self.map.names.get(&id).cloned().unwrap_or_else(|| unknown.to_owned());
                 vec![Single { shown: format!("ip/{address} ({name})"), name, id }]
             }
             Party::Name(name) => match self.policy.groups.get(name) {

@@ -207,4 +207,16 @@ mod tests {
         assert_eq!(cut(&["10.0.0.53"]), [1, 2]);
         assert_eq!(cut(&["127.0.0.53"]), [3]);
     }
+
+    #[test]
+    fn a_connection_to_an_address_is_cut_by_who_has_it() {
+        let sockets = [open("10.0.0.1:40000", "10.0.0.2:5432", 7, false)];
+        let (cgroups, uids) = (slots(Mode::Enforce), BTreeMap::new());
+        let cut = |owner: Option<u64>| {
+            let addresses = owner.map(|id| (octets("10.0.0.2".parse().unwrap()), IdentityId(id))).into_iter().collect();
+            let who = Who { cgroups: &cgroups, uids: &uids, addresses: &addresses };
+            cut_list(&sockets, who, &allowing(5432), BootSeconds(0)).len()
+        };
+        assert_eq!([Some(2000), Some(3000), Some(IdentityId::UNKNOWN.0), None].map(cut), [0, 1, 1, 1]);
+    }
 }
