@@ -45,14 +45,21 @@ pub const fn idle_limit(ways: u32) -> u32 {
     }
 }
 
-/// The owner of the flows that pass a device, for [`FlowKey::owner`].
+/// The owner of the flows that pass a device, for [`FlowKey::owner`]; `sharer` is the cgroup of one of several
+/// workloads behind it, else 0.
 ///
 /// No cgroup has this number: the kernel counts the ids of cgroups up from 1, so the highest bit of one is
-/// never set.
+/// never set. Of a sharer it holds the lowest 31 bits, which are those that differ.
 #[inline(always)]
 #[must_use]
-pub const fn device_owner(ifindex: u32) -> u64 {
-    1 << 63 | ifindex as u64
+pub const fn device_owner(ifindex: u32, sharer: u64) -> u64 {
+    1 << 63 | (sharer & 0x7fff_ffff) << 32 | ifindex as u64
+}
+
+/// Says whether an owner is a device, or who shares it.
+#[must_use]
+pub const fn is_of_device(owner: u64, ifindex: u32) -> bool {
+    owner >> 63 == 1 && owner & 0xffff_ffff == ifindex as u64
 }
 
 /// Which end of its flow a socket is.
@@ -156,3 +163,17 @@ pub struct FlowState {
     pub peer_cgroup: u64,
 }
 layout!(FlowState, size 24, epoch @ 0, valid_until @ 4, last_seen @ 8, ways @ 12, peer_cgroup @ 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_its_sharers_and_cgroups_are_different_owners() {
+        let owners = [device_owner(7, 0), device_owner(7, 40), device_owner(7, 41), device_owner(8, 40), 7, 40];
+        for (i, owner) in owners.iter().enumerate() {
+            assert!(owners[..i].iter().all(|other| other != owner), "{owner:#x}");
+            assert_eq!(is_of_device(*owner, 7), i < 3, "{owner:#x}");
+        }
+    }
+}

@@ -101,7 +101,7 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
     };
     let Plain { src, dst, src_port, dst_port, proto, tcp_flags, .. } = plain;
     // SAFETY: the context.
-    let owner = device_owner(unsafe { (*skb).ifindex });
+    let owner = device_owner(unsafe { (*skb).ifindex }, 0);
     let mut key = if leaves {
         flows::key(owner, &src, &dst, src_port, dst_port, proto)
     } else {
@@ -146,7 +146,7 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
         return finish(skb, &case, &Decision::deny(Reason::SpoofedSource));
     }
     // Who shares a device takes no part in the flows of another.
-    let owner = if device == 0 && case.cgroup != 0 { case.cgroup } else { device_owner(case.ifindex) };
+    let owner = device_owner(case.ifindex, if device == 0 { case.cgroup } else { 0 });
     let mut decision = on_error(&Error::NoFlow);
     match look_up(&mut case, owner) {
         Seen::Passes => return TCX_NEXT,

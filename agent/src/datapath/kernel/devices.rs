@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, os::fd::AsFd as _};
 
 use agent_common::{
     id::Epoch,
-    layout::{DeviceEntry, device_owner, names::program},
+    layout::{DeviceEntry, is_of_device, names::program},
 };
 use aya::programs::SchedClassifier;
 
@@ -93,18 +93,21 @@ impl Datapath {
         Ok(self.forget_flows(index)?)
     }
 
-    /// Forgets the flows of a device, so that nobody goes on with those of another workload.
+    /// Forgets the flows of a device and of all who share it, so that nobody goes on with those of another workload.
     fn forget_flows(&self, index: u32) -> Result<(), TableError> {
-        let owner = device_owner(index);
-        if self.flow_quota.get(&owner)?.is_none() {
+        let owners: Vec<u64> =
+            self.flow_quota.keys()?.into_iter().filter(|&owner| is_of_device(owner, index)).collect();
+        if owners.is_empty() {
             return Ok(());
         }
         for key in self.flows.keys()? {
-            if key.owner == owner {
+            if is_of_device(key.owner, index) {
                 self.flows.remove(&key)?;
             }
         }
-        self.flow_quota.remove(&owner)?;
+        for owner in owners {
+            self.flow_quota.remove(&owner)?;
+        }
         Ok(())
     }
 
