@@ -256,3 +256,42 @@ fn g28_behind_a_device_that_several_share_the_socket_tells_who_it_is() {
         }
     }
 }
+
+#[test]
+fn a_workload_that_is_narrowed_by_owner_has_its_edges_behind_a_device_as_well() {
+    let Some(wall) = Wall::open(true) else { return };
+    let policy = |rule: &str| {
+        format!(
+            "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: {{ name: wall }}\nspec:\n  trustDomain: \
+             lab.example\n  defaults: {{ mode: enforce }}\n  workloads:\n    - {{ name: web, select: {{ cgroup: {web} \
+             }} }}\n    - {{ name: web-root, select: {{ cgroup: {web}, uid: [0] }} }}\n    - {{ name: db, select: {{ \
+             cgroup: {db} }}, egressMode: observe }}\n  allow: [{{ {rule}, ports: [udp/any] }}]\n",
+            web = wall.web.cgroup.path(),
+            db = wall.db.cgroup.path(),
+        )
+    };
+    for family in FAMILIES {
+        let (receiver, to) = wall.db.udp(family);
+        let (sender, from) = wall.web.udp(family);
+        // The door of `db` knows an address, which has the name without an owner.
+        wall.guard().apply(&policy("from: web-root, to: db").replace("egressMode", "ingressMode"));
+        wall.web.actor.send_to(sender, to, b"by root").unwrap();
+        assert_eq!(wall.db.actor.receive(receiver, 1).unwrap()[0].data, b"by root");
+        assert_eq!(wall.denials().denied(), 0);
+        // What root in another cgroup may do is nothing to this one.
+        wall.guard().apply(&policy("from: web, to: db").replace("egressMode", "ingressMode"));
+        let other = ip_udp(wall.web.at(family, 40_030), to, b"by a frame");
+        wall.send_frame(&frame(&wall, &other), true).unwrap();
+        assert_eq!(wall.denials().causes(), [(Hook::TcFrom, Reason::NoRule)]);
+        // Towards it, by the socket that would receive.
+        wall.guard().apply(&policy("from: db, to: web-root"));
+        let (caller, _) = wall.db.udp(family);
+        wall.db.actor.send_to(caller, from, b"to root").unwrap();
+        assert_eq!(wall.web.actor.receive(sender, 1).unwrap()[0].data, b"to root");
+        assert_eq!(wall.denials().denied(), 0);
+        wall.guard().apply(&policy("from: db, to: web"));
+        let (caller, _) = wall.db.udp(family);
+        wall.db.actor.send_to(caller, from, b"to root").unwrap();
+        assert_eq!(wall.denials().causes(), [(Hook::TcTo, Reason::NoRule)]);
+    }
+}

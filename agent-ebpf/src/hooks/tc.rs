@@ -121,7 +121,7 @@ fn is_live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bo
 
 #[inline(always)]
 fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool) -> i32 {
-    // Who owns a socket is not known here, so a workload narrowed by uid is its cgroup's.
+    // Without a socket there is no owner of one: it is the cgroup's name.
     let slot = who::slot_of(device, || u32::MAX, epoch & 1);
     let mut case = Case::new(if leaves { Hook::TcFrom } else { Hook::TcTo }, leaves, device, slot, epoch);
     // SAFETY: the context.
@@ -131,7 +131,7 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
         if contradicts(skb, &mut case) {
             return finish(skb, &case, &Decision::deny(Reason::DeviceMismatch));
         }
-    } else if device == 0 {
+    } else if device == 0 || slot.flags & ident_flags::ASK_UID != 0 {
         name_receiver(skb, &mut case, netns);
     }
     match said {
@@ -178,31 +178,44 @@ fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
     // SAFETY: the context.
     let sender = unsafe { bpf_skb_cgroup_id(skb) };
     // No socket, or one of the kernel's own.
-    if sender <= who::ROOT_CGROUP || sender == case.cgroup {
+    if sender <= who::ROOT_CGROUP || sender == case.cgroup && case.slot.flags & ident_flags::ASK_UID == 0 {
         return false;
     }
     case.cgroup = sender;
-    // SAFETY: the context.
-    let slot = who::slot_of(sender, || unsafe { bpf_get_socket_uid(skb) }, case.epoch & 1);
-    if slot.flags & ident_flags::LABELLED == 0 || slot.id.is_unknown() {
+    let side = case.epoch & 1;
+    // Of a workload that is narrowed by owner, the device has the name without.
+    let named = who::slot_of(sender, || u32::MAX, side);
+    if named.flags & ident_flags::LABELLED == 0 || named.id.is_unknown() {
         return false;
     }
-    if case.slot.id.is_unknown() {
-        case.slot = slot;
+    if !case.slot.id.is_unknown() && named.id.0 != case.slot.id.0 {
+        return true;
     }
-    slot.id.0 != case.slot.id.0
+    // SAFETY: the context.
+    case.slot = who::slot_of(sender, || unsafe { bpf_get_socket_uid(skb) }, side);
+    false
 }
 
-/// Where several workloads share a device, the socket that would receive tells which one is called.
+/// Where several workloads share a device, or one is narrowed by owner, the socket that would receive tells which one
+/// is called.
 #[inline(never)]
 fn name_receiver(skb: *mut __sk_buff, case: &mut Case, netns: u32) {
     let mut tuple = Tuple::new(&case.peer_addr, case.peer_port, &case.local_addr, case.local_port);
-    let found = peer::find_in(skb.cast(), u64::from(netns), case.proto, &mut tuple, peer::cgroup_by_storage);
+    let mut uid = u32::MAX;
+    let found = peer::find_in(skb.cast(), u64::from(netns), case.proto, &mut tuple, |sk| {
+        sockets::stored(sk).map_or(0, |stored| {
+            // SAFETY: storage of a referenced socket.
+            unsafe {
+                uid = (*stored).uid;
+                (*stored).cgroup
+            }
+        })
+    });
     if let Some(found) = found
         && found.cgroup != 0
     {
         case.cgroup = found.cgroup;
-        case.slot = who::slot_of(found.cgroup, || u32::MAX, case.epoch & 1);
+        case.slot = who::slot_of(found.cgroup, || uid, case.epoch & 1);
     }
 }
 
