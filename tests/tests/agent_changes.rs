@@ -280,7 +280,7 @@ fn a_change_says_how_many_edges_it_opens_and_closes() {
 fn flows_that_cannot_be_cut_are_said_to_be_and_carry_nothing_all_the_same() {
     // Positive control: with CAP_NET_ADMIN the same change cuts.
     for may_cut in [true, false] {
-        let least = "+bpf,+perfmon,+sys_admin,+sys_ptrace,+dac_read_search,+chown";
+        let least = "+bpf,+perfmon,+net_broadcast,+sys_admin,+sys_ptrace,+dac_read_search,+chown";
         let capabilities = Some(if may_cut { format!("{least},+net_admin") } else { least.to_owned() });
         let options = AgentOptions { capabilities, ..AgentOptions::default() };
         let Some(mut scene) = Scene::open(OPEN, &options) else { return };
