@@ -81,6 +81,8 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     }
     let leaves = attempt.direction == Direction::Egress;
     let (way, peer_addr) = place(&mut attempt, random);
+    // No IPv6 packet is taken for one of an IPv4 address.
+    let peer_addr = peer_addr.to_canonical();
     let is_v6 = matches!(peer_addr, IpAddr::V6(_));
     let mut packet = Packet {
         leaves,
