@@ -17,6 +17,7 @@ use super::{
     in_force::{Candidate, Refusal},
     overrides::{InvalidOverride, override_data},
     recent::Sums,
+    surroundings::Surroundings,
     swap::identities,
 };
 use crate::{
@@ -99,8 +100,7 @@ impl Core {
     }
 
     fn compiled(&self, candidate: &Candidate) -> Result<MapState> {
-        let MapState { resolvers, peers, .. } = &*self.state;
-        Ok(candidate.compile(&self.overrides.rules(), clock::boot_to_unix(), resolvers, peers)?)
+        Ok(candidate.compile(&self.overrides.rules(), clock::boot_to_unix(), &Surroundings::of(&self.state))?)
     }
 
     fn overridden(&mut self, kind: &str, asked: &Override) -> Result<Applied> {

@@ -21,6 +21,7 @@ use super::{
     recent::History,
     roster::Roster,
     store::Store,
+    surroundings::Surroundings,
 };
 use crate::{
     clock,
@@ -34,7 +35,7 @@ use crate::{
         windows::FoldedRow,
     },
     identity::resolver::{Labels, Resolver},
-    policy::{map_state::MapState, peers::Peers, resolvers::Resolvers},
+    policy::map_state::MapState,
 };
 
 /// How often windows end, counters are read and the directory is looked at.
@@ -73,10 +74,8 @@ pub struct Core {
     pub(super) unresolved: BTreeMap<u64, u32>,
     /// Devices of workloads.
     pub(super) watch: Watch,
-    /// The resolvers of the last tick, if they are not those in force.
-    pub(super) resolvers_seen: Option<Resolvers>,
-    /// The same of the workloads of other hosts.
-    pub(super) peers_seen: Option<Peers>,
+    /// The surroundings of the last tick, if they are not those in force.
+    pub(super) surroundings_seen: Option<Surroundings>,
 }
 
 /// What other threads may look at.
@@ -297,8 +296,7 @@ impl Core {
                 self.problems.insert("clock", format!("set the ends of rules right after a step: {e:#}"));
             }
         }
-        self.follow_resolvers();
-        self.follow_peers();
+        self.follow_surroundings();
         if self.store.directory_changed(&self.config) {
             // The refusal is a problem of `status` and an event already.
             if let Err(e) = self.reload() {
@@ -306,6 +304,18 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Says what is wrong about something, or that nothing is any more. What is new is logged.
+    pub(super) fn tell(&mut self, about: &'static str, problem: Option<String>) {
+        let Some(problem) = problem else {
+            self.problems.remove(about);
+            return;
+        };
+        if self.problems.get(about) != Some(&problem) {
+            warn!("{problem}");
+            self.problems.insert(about, problem);
+        }
     }
 
     fn events_tick(&mut self) -> Result<(), DatapathError> {

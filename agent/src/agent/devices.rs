@@ -14,7 +14,7 @@ use agent_common::{
     layout::{PrefixKey, ident_flags},
 };
 use anyhow::{Context as _, Result};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{core::Core, roster::Roster};
 use crate::{
@@ -123,7 +123,7 @@ impl Core {
     /// Looks at devices if something has changed, or if it is time.
     pub(super) fn follow_devices(&mut self) {
         if let Err(e) = self.watch.hear() {
-            self.device_problem(format!("{:#}", anyhow::Error::from(e)));
+            self.tell(PROBLEM, Some(format!("{:#}", anyhow::Error::from(e))));
         }
         if self.watch.wait_ns(clock::now().boot_ns) == Some(0) {
             self.look_at_devices();
@@ -138,18 +138,7 @@ impl Core {
             vec![format!("look at the devices of workloads: {e:#}; what is guarded stays so")]
         });
         self.watch.looked(clock::now().boot_ns, self.datapath.in_force() != epoch);
-        if problems.is_empty() {
-            self.problems.remove(PROBLEM);
-        } else {
-            self.device_problem(problems.join("; "));
-        }
-    }
-
-    fn device_problem(&mut self, problem: String) {
-        if self.problems.get(PROBLEM) != Some(&problem) {
-            warn!("{problem}");
-            self.problems.insert(PROBLEM, problem);
-        }
+        self.tell(PROBLEM, (!problems.is_empty()).then(|| problems.join("; ")));
     }
 
     fn try_look_at_devices(&mut self) -> Result<Vec<String>> {
@@ -181,11 +170,12 @@ impl Core {
         let (known, mut changes) = (problems.len(), 0);
         let Self { datapath, watch, .. } = self;
         let mut did = |result: Result<(), DatapathError>, what: &str, name: &str| {
-            match &result {
+            let done = result.is_ok();
+            match result {
                 Ok(()) => changes += 1,
-                Err(e) => problems.push(format!("{what} {name}: {}", causes(e))),
+                Err(e) => problems.push(format!("{what} {name}: {:#}", anyhow::Error::from(e))),
             }
-            result.is_ok()
+            done
         };
         let now = &mut watch.owners;
         // Addresses first: a device drops what comes from an address that is not its workload's.
@@ -322,16 +312,6 @@ fn device(link: Link) -> Option<Device> {
     let Link { index, name, kind, peer_netns, controller } = link;
     KINDS.contains(&kind?.as_str()).then_some(())?;
     Some(Device { index, name: name.to_string_lossy().into_owned(), netns: peer_netns?, controller })
-}
-
-fn causes(e: &DatapathError) -> String {
-    let mut text = e.to_string();
-    let mut source = std::error::Error::source(e);
-    while let Some(e) = source {
-        text.push_str(&format!(": {e}"));
-        source = e.source();
-    }
-    text
 }
 
 /// The reverse of [`crate::policy::ask::octets`].

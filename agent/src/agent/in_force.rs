@@ -7,6 +7,7 @@ use agent_common::{
     id::{BootSeconds, Epoch},
 };
 
+use super::surroundings::Surroundings;
 use crate::{
     events::{
         record::{PolicyRef, RuleKind, RuleRef},
@@ -21,8 +22,6 @@ use crate::{
         load::load_in,
         map_state::MapState,
         model::{Action, Party, Policy, PortRange, PortSpec, Rule},
-        peers::Peers,
-        resolvers::Resolvers,
     },
 };
 
@@ -64,7 +63,7 @@ impl Candidate {
         Ok(Self { policy: Arc::new(loaded.policy), warnings, files })
     }
 
-    /// Compiles them with the overrides in force, the resolvers of this node and the workloads of others, for the boot clock.
+    /// Compiles them with the overrides in force and the surroundings of this node, for the boot clock.
     ///
     /// # Errors
     ///
@@ -73,8 +72,7 @@ impl Candidate {
         &self,
         overrides: &[Rule],
         boot_to_unix: i64,
-        resolvers: &Resolvers,
-        peers: &Peers,
+        Surroundings { resolvers, peers }: &Surroundings,
     ) -> Result<MapState, Refusal> {
         let borrowed: Vec<(&str, &str)> = self.files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
         compile(&self.policy, &CompileInput { boot_to_unix, overrides, resolvers: Some(resolvers), peers: Some(peers) })
@@ -88,7 +86,7 @@ impl Candidate {
     /// [`Refusal::Tests`] with those that failed.
     pub fn test(&self, now_unix: i64) -> Result<usize, Refusal> {
         use crate::policy::assertions;
-        let map = self.compile(&[], 0, &Resolvers::default(), &Peers::default())?;
+        let map = self.compile(&[], 0, &Surroundings::default())?;
         let asked = Asked { policy: &self.policy, map: &map, overrides: &[], now: unix_moment(now_unix) };
         let outcomes = assertions::run(&self.policy, &map, now_unix);
         let failed: Vec<String> = outcomes

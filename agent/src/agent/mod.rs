@@ -13,6 +13,7 @@ mod recent;
 mod resolvers;
 mod roster;
 mod store;
+mod surroundings;
 mod swap;
 
 use std::{fs, io, path::Path, sync::Arc, thread};
@@ -29,6 +30,7 @@ use self::{
     overrides::Overrides,
     roster::Roster,
     store::Store,
+    surroundings::Surroundings,
 };
 use crate::{
     clock,
@@ -41,7 +43,6 @@ use crate::{
         record::Phase,
         snapshot::Snapshots,
     },
-    policy::{peers::Peers, resolvers::Resolvers},
     sinks::{self, FileSink, SinkConfig, Target},
     sources::{cgroup::Hierarchy, devices::Devices, trust},
 };
@@ -111,9 +112,8 @@ pub fn run(config: Config) -> Result<()> {
     let now = clock::now().boot_ns;
     // What is compared with the first policy of this agent: the last one of the agent before.
     let before = if adopted { store.last_complete(&config).ok().flatten() } else { None };
-    let before = before.and_then(|before| {
-        before.compile(&overrides.rules(), clock::boot_to_unix(), &Resolvers::default(), &Peers::default()).ok()
-    });
+    let before = before
+        .and_then(|before| before.compile(&overrides.rules(), clock::boot_to_unix(), &Surroundings::default()).ok());
     let mut core = Core {
         roster: Roster::new(hierarchy, config.scope.clone()),
         host,
@@ -138,8 +138,7 @@ pub fn run(config: Config) -> Result<()> {
         history: Default::default(),
         unresolved: Default::default(),
         watch: Watch::new(devices),
-        resolvers_seen: None,
-        peers_seen: None,
+        surroundings_seen: None,
         config,
     };
     let problem = core.start(candidate)?.or(problem);

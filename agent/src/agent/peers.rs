@@ -1,14 +1,17 @@
-//! Workloads of other hosts: read with every policy, and followed while one is in force.
+//! Workloads of other hosts.
 
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Result;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::core::Core;
 use crate::{
     policy::peers::Peers,
-    sources::{peers_file, trust::shown},
+    sources::{
+        policy_dir::{self, Trust},
+        trust::shown,
+    },
 };
 
 /// Problem of `status`.
@@ -32,16 +35,12 @@ impl Core {
                 (last.unwrap_or_else(|| self.state.peers.clone()), Some(problem))
             }
         };
-        if problem.is_some() && self.problems.get(PROBLEM) != problem.as_ref() {
-            warn!("{}", problem.as_deref().unwrap_or_default());
-        }
-        self.problems.remove(PROBLEM);
-        self.problems.extend(problem.map(|p| (PROBLEM, p)));
+        self.tell(PROBLEM, problem);
         peers
     }
 
     fn try_read_peers(&self, path: &Path) -> Result<Peers> {
-        let text = peers_file::read(path, 0)?;
+        let text = policy_dir::read_one(path, Trust::ROOT)?.text;
         let peers = Peers::parse(&shown(path), &text)?;
         if peers != self.state.peers
             && let Err(e) = self.store.keep_peers(&text)
@@ -49,27 +48,6 @@ impl Core {
             warn!("the workloads of other hosts are not kept for a start at which the file cannot be used: {e}");
         }
         Ok(peers)
-    }
-
-    /// Puts other peers in force. They must be the same twice: a file that is being written may be read half.
-    pub(super) fn follow_peers(&mut self) {
-        let found = self.read_peers();
-        if found == self.state.peers {
-            self.peers_seen = None;
-            return;
-        }
-        if self.peers_seen.as_ref() != Some(&found) {
-            self.peers_seen = Some(found);
-            return;
-        }
-        info!(before = self.state.peers.len(), now = found.len(), "the workloads of other hosts have changed");
-        let rules = self.overrides.rules();
-        match self.swap(self.candidate.clone(), &rules) {
-            Ok(_) => drop(self.problems.remove("swap-peers")),
-            Err(e) => {
-                drop(self.problems.insert("swap-peers", format!("put the workloads of other hosts in force: {e:#}")))
-            }
-        }
     }
 
     /// Names that policy does not declare, for people: their addresses are `unknown`.

@@ -1,8 +1,6 @@
-//! The resolvers of the built-in `dns`: read with every policy, and followed while one is in force.
+//! The resolvers of the built-in `dns`.
 
 use std::io;
-
-use tracing::{info, warn};
 
 use super::core::Core;
 use crate::{
@@ -31,32 +29,8 @@ impl Core {
             }
             Err(e) => (self.state.resolvers.clone(), unread(&file, &e, &self.state.resolvers)),
         };
-        if problem.is_empty() {
-            self.problems.remove(PROBLEM);
-        } else if self.problems.get(PROBLEM) != Some(&problem) {
-            warn!("{problem}");
-            self.problems.insert(PROBLEM, problem);
-        }
+        self.tell(PROBLEM, Some(problem).filter(|problem| !problem.is_empty()));
         resolvers
-    }
-
-    /// Puts other resolvers in force. They must be the same twice: a file that is being written may be read half.
-    pub(super) fn follow_resolvers(&mut self) {
-        let found = self.read_resolvers();
-        if found == self.state.resolvers {
-            self.resolvers_seen = None;
-            return;
-        }
-        if self.resolvers_seen.as_ref() != Some(&found) {
-            self.resolvers_seen = Some(found);
-            return;
-        }
-        info!(before = %self.state.resolvers, now = %found, "the resolvers of this node have changed");
-        let rules = self.overrides.rules();
-        match self.swap(self.candidate.clone(), &rules) {
-            Ok(_) => drop(self.problems.remove("dns")),
-            Err(e) => drop(self.problems.insert("dns", format!("put the resolvers {found} in force: {e:#}"))),
-        }
     }
 }
 

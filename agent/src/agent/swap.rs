@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use agent_common::{id::BootSeconds, layout::Settings, verdict::Mode};
 use anyhow::Result;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     core::Core,
@@ -92,7 +92,7 @@ impl Core {
     pub(super) fn swap(&mut self, candidate: Candidate, overrides: &[Rule]) -> Result<Applied> {
         let started = clock::now().boot_ns;
         let offset = clock::boot_to_unix();
-        let state = Arc::new(candidate.compile(overrides, offset, &self.read_resolvers(), &self.read_peers())?);
+        let state = Arc::new(candidate.compile(overrides, offset, &self.read_surroundings())?);
         let resolver = candidate.resolver(&self.host)?;
         self.roster.walk()?;
         let mut labels = self.roster.labels(&resolver);
@@ -184,11 +184,7 @@ impl Core {
                  are dropped all the same; it is tried again every second"
             )
         });
-        if let Some(problem) = problem.as_ref().filter(|p| self.problems.get("cut") != Some(*p)) {
-            warn!("{problem}");
-        }
-        self.problems.remove("cut");
-        self.problems.extend(problem.clone().map(|p| ("cut", p)));
+        self.tell("cut", problem.clone());
         for one in &ended {
             self.pipeline.on_cut(&self.cut_flow(one), &now, &self.snapshots);
         }

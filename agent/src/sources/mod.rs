@@ -3,7 +3,6 @@
 pub mod cgroup;
 pub mod devices;
 pub mod netns;
-pub mod peers_file;
 pub mod policy_dir;
 pub mod resolv_conf;
 pub mod trust;

@@ -102,20 +102,29 @@ pub fn read(paths: &[impl AsRef<Path>], trust: Trust) -> Result<Vec<PolicyText>,
                 });
             }
         } else {
-            texts.push(match (trust, path.file_name()) {
-                (Trust::Owner(_), Some(name)) => {
-                    let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                    let directory = open_directory(above, trust)?;
-                    read_file(&trust::open_file(directory, Path::new(name), path)?, path, trust)?
-                }
-                _ => read_file(&open(path)?, path, trust)?,
-            });
+            texts.push(read_one(path, trust)?);
         }
     }
     texts.sort_by(|a, b| a.name.cmp(&b.name));
     // A file given twice, or beside its directory, is one file.
     texts.dedup_by(|a, b| a.name == b.name);
     Ok(texts)
+}
+
+/// Reads one file.
+///
+/// # Errors
+///
+/// [`ReadPolicyError`].
+pub fn read_one(path: &Path, trust: Trust) -> Result<PolicyText, ReadPolicyError> {
+    match (trust, path.file_name()) {
+        (Trust::Owner(_), Some(name)) => {
+            let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let directory = open_directory(above, trust)?;
+            read_file(&trust::open_file(directory, Path::new(name), path)?, path, trust)
+        }
+        _ => read_file(&open(path)?, path, trust),
+    }
 }
 
 fn open_directory(path: &Path, trust: Trust) -> Result<OwnedFd, ReadPolicyError> {
