@@ -56,9 +56,14 @@ pub fn ip_tcp(from: SocketAddr, to: SocketAddr, flags: Builder<PacketBuilderStep
 /// If a device has no hardware address.
 #[must_use]
 pub fn frame(wall: &Wall, packet: &[u8]) -> Vec<u8> {
-    let (web, host) = wall.ethernet();
+    framed(wall.ethernet(), packet)
+}
+
+/// A frame around a packet, from the first hardware address to the second.
+#[must_use]
+pub fn framed((from, to): ([u8; 6], [u8; 6]), packet: &[u8]) -> Vec<u8> {
     let kind: [u8; 2] = if packet[0] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
-    [&host[..], &web, &kind, packet].concat()
+    [&to[..], &from, &kind, packet].concat()
 }
 
 /// Checks that nothing arrives, neither in a socket nor at a sniffer in its namespace.

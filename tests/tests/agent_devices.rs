@@ -3,21 +3,19 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd as _, AsRawFd as _},
     process::Output,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use etherparse::PacketBuilder;
 use serde_json::{Value, json};
 use tests::{
+    frames::{FAMILIES, framed, ip_udp},
     lab::{Actor, Agent, AgentOptions, Cgroup, Command, Errno, Family, Kind, NetNs, Routed, Socket, join, magic},
     scene::{BRIEF, LONG, document, policy},
 };
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Only what the hooks of sockets do not see is left to the programs at devices.
 const RULES: &str = "[{ from: web, to: db, ports: [udp/any, tcp/any] }]";
 /// `web -> db` is somebody else's edge.
@@ -32,8 +30,7 @@ struct Host {
 fn open(rules: &str) -> Option<Host> {
     let net = Routed::open()?;
     let mut agent = Agent::prepare(&net.lab, &policy(&net.lab, rules, ""), &AgentOptions::default()).unwrap();
-    let host = format!("--net=/proc/{}/fd/{}", std::process::id(), net.host.as_fd().as_raw_fd());
-    agent.start_by(&["nsenter", &host]);
+    agent.live_in(&net.host);
     agent.restart();
     Some(Host { agent, net })
 }
@@ -74,13 +71,9 @@ fn wait_for(agent: &Agent, expected: &[(&str, &str, &[&str])]) {
 const BOTH: [(&str, &str, &[&str]); 2] =
     [("to-db", "db", &["10.9.1.2", "fd09:1::2"]), ("to-web", "web", &["10.9.0.1", "fd09::1"])];
 
-/// A datagram of IPv4 from `web` by a frame, past every hook of sockets.
+/// A datagram from `web` by a frame, past every hook of sockets.
 fn send_frame(net: &Routed, from: SocketAddr, to: SocketAddr, data: &[u8]) {
-    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { panic!("IPv4") };
-    let (web, host) = net.ethernet();
-    let packet = PacketBuilder::ethernet2(web, host).ipv4(from.ip().octets(), to.ip().octets(), 64);
-    let mut frame = Vec::new();
-    packet.udp(from.port(), to.port()).write(&mut frame, data).unwrap();
+    let frame = framed(net.ethernet(), &ip_udp(from, to, data));
     let send = Command::SendFrame { device: "web0".to_owned(), frame, bypass: true };
     net.web.actor.call(&send).unwrap();
 }

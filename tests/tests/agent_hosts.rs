@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
     sync::Arc,
     thread,
@@ -52,7 +51,7 @@ fn guard(hosts: &TwoHosts, host: &HostOf, peers: &str, addresses: usize) -> Guar
         .collect();
     let options = AgentOptions { more, ..AgentOptions::default() };
     let mut agent = Agent::prepare(&hosts.lab, &policy(hosts, OPEN), &options).unwrap();
-    agent.start_by(&["nsenter", &format!("--net=/proc/{}/fd/{}", std::process::id(), host.net.as_fd().as_raw_fd())]);
+    agent.live_in(&host.net);
     agent.restart();
     let guarded = Guarded { agent, peers: file, _dir: dir };
     guarded.wait_for(1, addresses);

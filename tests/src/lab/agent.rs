@@ -3,7 +3,10 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -18,7 +21,7 @@ use rustix::{
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Lab, Namespace, binary};
+use super::{Lab, Namespace, NetNs, binary};
 
 /// How long the agent may take to be ready, to stop or to write an event. Loading programs under an
 /// emulated CPU takes its time; nothing waits longer than it must.
@@ -192,6 +195,11 @@ impl Agent {
             }
             thread::sleep(LOOK);
         }
+    }
+
+    /// From now on the agent runs in another network.
+    pub fn live_in(&mut self, netns: &NetNs) {
+        self.start_by(&["nsenter", &format!("--net=/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())]);
     }
 
     /// From now on another program starts the agent and becomes it, with the same process id: `words` are
