@@ -160,7 +160,7 @@ fn g70_a_flow_that_is_cut_resets_its_peer_though_everything_is_denied() {
         let local = scene.web.actor.local_addr(caller).unwrap();
         scene.allow(&[]);
         scene.web.net.run(|| {
-            let diag = Diag::open().unwrap();
+            let mut diag = Diag::open().unwrap();
             let sockets = diag.list().unwrap();
             let ours = sockets.iter().find(|s| s.local == (local.ip(), local.port()) && s.cgroup != 0).unwrap();
             assert!(diag.destroy(ours).unwrap());

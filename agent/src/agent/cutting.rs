@@ -41,7 +41,7 @@ pub fn cut_all(who: Who<'_>, state: &MapState, now: BootSeconds) -> Outcome {
     }
     for Inhabited { netns, inode, .. } in namespaces {
         let result = inside(&netns, || {
-            let diag = Diag::open()?;
+            let mut diag = Diag::open()?;
             let sockets = diag.list()?;
             let open: Vec<Open> = sockets.iter().map(open_of).collect();
             let (mut ended, mut failed) = (Vec::new(), Vec::new());

@@ -8,11 +8,14 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::AsFd as _,
 };
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
+use rustix::net::netlink;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::netlink::Requests;
 
 /// One TCP or connected UDP socket.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -53,11 +56,6 @@ struct Id {
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 struct Request {
-    len: u32,
-    kind: u16,
-    flags: u16,
-    seq: u32,
-    pid: u32,
     family: u8,
     proto: u8,
     ext: u8,
@@ -81,32 +79,15 @@ struct Reply {
     inode: u32,
 }
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
-#[repr(C)]
-struct Header {
-    len: u32,
-    kind: u16,
-    flags: u16,
-    seq: u32,
-    pid: u32,
-}
-
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY`.
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
-/// Flags of netlink(7).
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
-/// Replies of netlink(7).
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// Attribute `INET_DIAG_CGROUP_ID`.
 const CGROUP_ID: u16 = 21;
 
 /// A netlink socket of one network namespace.
 pub struct Diag {
-    socket: OwnedFd,
+    requests: Requests,
 }
 
 impl Diag {
@@ -116,9 +97,7 @@ impl Diag {
     ///
     /// What socket(2) said.
     pub fn open() -> io::Result<Self> {
-        let socket =
-            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
-        Ok(Self { socket })
+        Ok(Self { requests: Requests::open(Some(netlink::SOCK_DIAG))? })
     }
 
     /// Lists TCP and UDP sockets of both families.
@@ -126,11 +105,16 @@ impl Diag {
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn list(&self) -> io::Result<Vec<Socket>> {
+    pub fn list(&mut self) -> io::Result<Vec<Socket>> {
         let mut sockets = Vec::new();
+        let any = Id { sport: [0; 2], dport: [0; 2], src: [0; 16], dst: [0; 16], ifindex: 0, cookie: [0; 2] };
         for family in [2, 10] {
             for proto in [6, 17] {
-                self.dump(family, proto, &mut sockets)?;
+                // Those that come and go meanwhile are left to the packet hooks.
+                self.requests.ask(BY_FAMILY, NLM_F_DUMP, request(family, proto, any).as_bytes(), |body| {
+                    sockets.extend(socket(proto, body));
+                    Ok(())
+                })?;
             }
         }
         Ok(sockets)
@@ -142,62 +126,12 @@ impl Diag {
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn destroy(&self, socket: &Socket) -> io::Result<bool> {
-        self.send(&request(DESTROY, REQUEST | ACK, socket.family, socket.proto, socket.id))?;
-        let mut gone = false;
-        self.receive(|header, body| {
-            if header.kind == ERROR {
-                let errno = body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
-                match -errno {
-                    0 => {}
-                    libc::ENOENT => gone = true,
-                    errno => return Err(io::Error::from_raw_os_error(errno)),
-                }
-                return Ok(true);
-            }
-            Ok(false)
-        })?;
-        Ok(!gone)
-    }
-
-    fn dump(&self, family: u8, proto: u8, out: &mut Vec<Socket>) -> io::Result<()> {
-        let any = Id { sport: [0; 2], dport: [0; 2], src: [0; 16], dst: [0; 16], ifindex: 0, cookie: [0; 2] };
-        self.send(&request(BY_FAMILY, REQUEST | DUMP, family, proto, any))?;
-        self.receive(|header, body| match header.kind {
-            DONE => Ok(true),
-            ERROR => {
-                let errno = body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
-                Err(io::Error::from_raw_os_error(-errno))
-            }
-            BY_FAMILY => {
-                out.extend(socket(proto, body));
-                Ok(false)
-            }
-            _ => Ok(false),
-        })
-    }
-
-    fn send(&self, request: &Request) -> io::Result<()> {
-        send(self.socket.as_fd(), request.as_bytes(), SendFlags::empty())?;
-        Ok(())
-    }
-
-    /// Hands every message to `take` until it says that the answer is complete.
-    fn receive(&self, mut take: impl FnMut(&Header, &[u8]) -> io::Result<bool>) -> io::Result<()> {
-        let mut buffer = vec![0; 65_536];
-        loop {
-            let (len, _) = recv(self.socket.as_fd(), &mut buffer[..], RecvFlags::empty())?;
-            let mut rest = &buffer[..len];
-            while let Ok((header, _)) = Header::read_from_prefix(rest) {
-                let len = header.len as usize;
-                let Some(body) = rest.get(size_of::<Header>()..len) else {
-                    return Err(io::ErrorKind::InvalidData.into());
-                };
-                if take(&header, body)? {
-                    return Ok(());
-                }
-                rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-            }
+    pub fn destroy(&mut self, socket: &Socket) -> io::Result<bool> {
+        let request = request(socket.family, socket.proto, socket.id);
+        match self.requests.ask(DESTROY, NLM_F_ACK, request.as_bytes(), |_| Ok(())) {
+            Ok(_) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 }
@@ -218,20 +152,8 @@ pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send
     })
 }
 
-fn request(kind: u16, flags: u16, family: u8, proto: u8, id: Id) -> Request {
-    Request {
-        len: u32::try_from(size_of::<Request>()).unwrap_or(0),
-        kind,
-        flags,
-        seq: 1,
-        pid: 0,
-        family,
-        proto,
-        ext: 0,
-        pad: 0,
-        states: u32::MAX,
-        id,
-    }
+const fn request(family: u8, proto: u8, id: Id) -> Request {
+    Request { family, proto, ext: 0, pad: 0, states: u32::MAX, id }
 }
 
 fn socket(proto: u8, body: &[u8]) -> Option<Socket> {
@@ -278,7 +200,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         let local = client.local_addr().unwrap();
-        let diag = Diag::open().unwrap();
+        let mut diag = Diag::open().unwrap();
         let sockets = diag.list().unwrap();
         let found = sockets.iter().find(|s| s.local == (local.ip(), local.port())).unwrap();
         assert_eq!(found.peer.1, listener.local_addr().unwrap().port());

@@ -7,7 +7,7 @@
 //! Source: rtnetlink(7), linux/if_link.h, linux/if_addr.h, linux/net_namespace.h.
 
 mod decode;
-mod socket;
+mod notices;
 
 use std::{
     ffi::OsString,
@@ -17,7 +17,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use netlink_packet_core::{DecodeError, NLM_F_ACK, NLM_F_DUMP};
+use netlink_packet_core::{DecodeError, NLM_F_ACK, NLM_F_DUMP, NetlinkSerializable as _};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
@@ -25,7 +25,9 @@ use netlink_packet_route::{
     nsid::{NsidAttribute, NsidMessage},
     route::{RouteAttribute, RouteMessage},
 };
-use socket::{Notices, Requests};
+use notices::Notices;
+
+use crate::netlink::Requests;
 
 /// Most devices that are listed. A count, far above what one host has.
 const LINKS_MAX: usize = 1 << 16;
@@ -120,7 +122,9 @@ impl Devices {
     /// [`DevicesError::Open`], [`DevicesError::Broadcast`].
     pub fn open() -> Result<Self, DevicesError> {
         let notices = Notices::open()?;
-        let requests = Mutex::new(Requests::open().map_err(|source| DevicesError::Open { source })?);
+        let requests = Mutex::new(
+            Requests::open(None).and_then(Requests::strict).map_err(|source| DevicesError::Open { source })?,
+        );
         Ok(Self { requests, notices })
     }
 
@@ -270,7 +274,10 @@ impl Devices {
         take: impl FnMut(&[u8]) -> Result<(), DecodeError>,
     ) -> io::Result<bool> {
         // Whoever panicked left at most an answer behind, and that is skipped.
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).ask(question.clone(), how, take)
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut body = vec![0; question.buffer_len()];
+        question.serialize(&mut body);
+        requests.ask(question.message_type(), how, &body, take)
     }
 }
 

@@ -1,29 +1,27 @@
-//! The two sockets: one for questions, one on which the kernel says what changed.
-
+//! A question to the kernel over netlink, and its answer, read to the end.
+//!
+//! Source: netlink(7).
 #![expect(unsafe_code, reason = "setsockopt(2) of netlink has no safe wrapper")]
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     time::Duration,
 };
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkMessage,
-    parse_i32,
+    DecodeError, Emitable as _, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NetlinkHeader, parse_i32,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect,
+        AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, connect,
         netlink::SocketAddrNetlink,
         recv, send, socket_with,
         sockopt::{Timeout, set_socket_timeout},
     },
 };
-
-use super::DevicesError;
 
 /// How long an answer may take. It is there when send(2) returns, so this ends what would never end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,54 +32,63 @@ const MESSAGE_MAX: usize = 1 << 16;
 /// Types of messages below this are netlink's own.
 const FIRST_TYPE: u16 = 16;
 
-/// Most notices that are taken at once, so that whoever floods does not hold the reader.
-const NOTICES_MAX: usize = 4096;
-
-/// What is heard: devices, addresses, routes and ids of namespaces. `RTNLGRP_*` of linux/rtnetlink.h.
-const GROUPS: [u32; 6] = [
-    libc::RTNLGRP_LINK,
-    libc::RTNLGRP_IPV4_IFADDR,
-    libc::RTNLGRP_IPV6_IFADDR,
-    libc::RTNLGRP_IPV4_ROUTE,
-    libc::RTNLGRP_IPV6_ROUTE,
-    libc::RTNLGRP_NSID,
-];
-
 /// For questions, one at a time.
 #[derive(Debug)]
-pub(super) struct Requests {
+pub struct Requests {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl Requests {
-    pub(super) fn open() -> io::Result<Self> {
-        let socket = open()?;
-        // Else a question that is not understood in all its parts is answered as if those were missing.
-        set_option(&socket, libc::NETLINK_GET_STRICT_CHK)?;
+    /// Opens a socket in the network namespace of the calling thread; `None` is NETLINK_ROUTE.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn open(protocol: Option<Protocol>) -> io::Result<Self> {
+        let socket = open(protocol)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
         connect(&socket, &KERNEL)?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; MESSAGE_MAX] })
     }
 
+    /// Lets the kernel refuse a question that it does not understand in all its parts. Else it is answered as if those
+    /// were missing.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn strict(self) -> io::Result<Self> {
+        set_option(&self.socket, libc::NETLINK_GET_STRICT_CHK)?;
+        Ok(self)
+    }
+
     /// Asks, and hands every part of the answer to `take`, without the netlink header. Returns false if
     /// what the kernel listed changed meanwhile. Even if `take` fails, the answer is read to its end.
-    pub(super) fn ask(
+    ///
+    /// `body` is what follows the header of netlink, as long as a multiple of four bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said, or InvalidData.
+    pub fn ask(
         &mut self,
-        question: RouteNetlinkMessage,
-        how: u16,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
         mut take: impl FnMut(&[u8]) -> Result<(), DecodeError>,
     ) -> io::Result<bool> {
         // A list that was not read to its end would keep the next from being begun.
         while recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT).is_ok() {}
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(question);
-        message.header.flags = NLM_F_REQUEST | how;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
+        let mut header = NetlinkHeader::default();
+        (header.message_type, header.flags) = (kind, NLM_F_REQUEST | flags);
+        header.sequence_number = self.sequence;
+        let mut bytes = vec![0; header.buffer_len()];
+        header.length = u32::try_from(bytes.len() + body.len()).map_err(io::Error::other)?;
+        header.emit(&mut bytes);
+        bytes.extend_from_slice(body);
         retry_on_intr(|| send(&self.socket, &bytes, SendFlags::empty()))?;
         let mut answer = Answer { sequence: self.sequence, steady: true, taken: Ok(()) };
         loop {
@@ -140,55 +147,24 @@ impl Answer {
     }
 }
 
-/// On which the kernel says what changed.
-#[derive(Debug)]
-pub(super) struct Notices {
-    socket: OwnedFd,
-}
-
-impl Notices {
-    pub(super) fn open() -> Result<Self, DevicesError> {
-        let socket = open().map_err(|source| DevicesError::Open { source })?;
-        set_option(&socket, libc::NETLINK_LISTEN_ALL_NSID).map_err(|source| DevicesError::Broadcast { source })?;
-        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-        bind(&socket, &SocketAddrNetlink::new(0, groups))
-            .and_then(|()| connect(&socket, &KERNEL))
-            .map_err(|e| DevicesError::Open { source: e.into() })?;
-        Ok(Self { socket })
-    }
-
-    /// Takes what is there; returns whether there was anything.
-    pub(super) fn take(&self) -> io::Result<bool> {
-        let mut any = false;
-        for _ in 0..NOTICES_MAX {
-            match recv(&self.socket, &mut [0_u8; 1], RecvFlags::DONTWAIT) {
-                // NOBUFS: there were more than the queue holds.
-                Ok(_) | Err(Errno::NOBUFS) => any = true,
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(any)
-    }
-}
-
-impl AsFd for Notices {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 /// The kernel's own address. A socket that is connected to it takes nothing from anybody else.
-const KERNEL: SocketAddrNetlink = SocketAddrNetlink::new(0, 0);
+pub const KERNEL: SocketAddrNetlink = SocketAddrNetlink::new(0, 0);
 
-fn open() -> io::Result<OwnedFd> {
-    // Protocol 0 is NETLINK_ROUTE.
-    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?)
+/// Opens a socket; `None` is NETLINK_ROUTE, whose number is 0.
+///
+/// # Errors
+///
+/// What the system said.
+pub fn open(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?)
 }
 
 /// Switches an option of netlink(7) on.
-fn set_option(socket: &OwnedFd, option: i32) -> io::Result<()> {
+///
+/// # Errors
+///
+/// What the system said.
+pub fn set_option(socket: &OwnedFd, option: i32) -> io::Result<()> {
     let on: libc::c_int = 1;
     let len = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(0);
     // SAFETY: `on` lives across the call and has the `len` bytes that are read; `socket` is open.
@@ -199,8 +175,8 @@ fn set_option(socket: &OwnedFd, option: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::{ErrorMessage, NLM_F_MULTIPART, NetlinkHeader};
-    use netlink_packet_route::link::LinkMessage;
+    use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_MULTIPART, NetlinkMessage, NetlinkSerializable};
+    use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
 
     use super::*;
 
@@ -209,7 +185,7 @@ mod tests {
         header.length = u32::try_from(16 + body.len()).unwrap();
         (header.message_type, header.flags, header.sequence_number) = (kind, flags, sequence);
         let mut bytes = vec![0; 16];
-        netlink_packet_core::Emitable::emit(&header, &mut bytes);
+        header.emit(&mut bytes);
         bytes.extend_from_slice(body);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
@@ -289,20 +265,26 @@ mod tests {
 
     #[test]
     fn a_question_that_is_refused_leaves_the_socket_usable() {
-        let mut requests = Requests::open().unwrap();
-        let mut message = LinkMessage::default();
-        let list = RouteNetlinkMessage::GetLink(message.clone());
+        let mut requests = Requests::open(None).and_then(Requests::strict).unwrap();
+        let list = |index: u32| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            let question = RouteNetlinkMessage::GetLink(message);
+            let mut body = vec![0; NetlinkSerializable::buffer_len(&question)];
+            question.serialize(&mut body);
+            (question.message_type(), body)
+        };
         // A strict kernel lists nothing for a header that says what a list cannot be limited by.
-        message.header.index = 1;
-        let limited = RouteNetlinkMessage::GetLink(message);
-        let error = requests.ask(limited, netlink_packet_core::NLM_F_DUMP, |_| Ok(())).unwrap_err();
+        let (kind, limited) = list(1);
+        let error = requests.ask(kind, NLM_F_DUMP, &limited, |_| Ok(())).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         let mut devices = 0;
         let take = |_: &[u8]| {
             devices += 1;
             Ok(())
         };
-        requests.ask(list, netlink_packet_core::NLM_F_DUMP, take).unwrap();
+        let (kind, whole) = list(0);
+        requests.ask(kind, NLM_F_DUMP, &whole, take).unwrap();
         assert!(devices > 0, "there is a loopback device");
     }
 }
