@@ -83,6 +83,14 @@ pub fn find_in(
     Some(Found { cgroup, listens })
 }
 
+/// Says whether somebody listens for TCP at an address, in a network namespace by its id in that of the packet.
+#[inline(always)]
+pub fn listens(ctx: *mut core::ffi::c_void, netns: u64, addr: &Addr, port: u16, remote: &Addr) -> bool {
+    // Remote port 0 matches no connection, so only a listener can be found.
+    let mut tuple = Tuple::new(remote, 0, addr, port);
+    find_in(ctx, netns, proto::TCP, &mut tuple, |_| 0).is_some()
+}
+
 /// The cgroup of a looked-up socket, where the helper exists: cgroup_skb.
 #[inline(always)]
 pub fn cgroup_by_helper(sk: *mut bpf_sock) -> u64 {

@@ -10,9 +10,7 @@ use agent_common::{
 };
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_release, bpf_skb_cgroup_id, bpf_skc_lookup_tcp,
-    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_get_socket_uid, bpf_skb_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -180,21 +178,11 @@ fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
             _ => {}
         }
     }
-    // Remote port 0 matches no connection, so only a listener can be found.
-    let mut tuple = Tuple::new(&case.peer_addr, 0, &case.local_addr, case.local_port);
-    // SAFETY: the helper reads the tuple; what it returns is released at once.
-    unsafe {
-        let found = if tuple.is_v4() {
-            bpf_skc_lookup_tcp(skb.cast(), tuple.as_ptr(), 12, sockets::CURRENT_NETNS, 0)
-        } else {
-            bpf_skc_lookup_tcp(skb.cast(), tuple.as_ptr(), 36, sockets::CURRENT_NETNS, 0)
-        };
-        if found.is_null() {
-            return Role::Caller;
-        }
-        bpf_sk_release(found.cast());
+    if peer::listens(skb.cast(), sockets::CURRENT_NETNS, &case.local_addr, case.local_port, &case.peer_addr) {
+        Role::Callee
+    } else {
+        Role::Caller
     }
-    Role::Callee
 }
 
 /// Everything but TCP: the state is in the flow table, or in the storage of a connected UDP socket.

@@ -19,9 +19,7 @@ use aya_ebpf::{
         __sk_buff,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_cgroup_id,
-    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_get_socket_uid, bpf_skb_cgroup_id},
     macros::classifier,
     programs::TcContext,
 };
@@ -34,7 +32,7 @@ use crate::{
     maps::DEV_OWNER,
     on_error::{Error, on_error},
     peer, policy,
-    sockets::{self, Tuple, state},
+    sockets::{self, Tuple},
     who,
 };
 
@@ -260,64 +258,25 @@ fn look_up(case: &mut Case, owner: u64) -> Seen {
 /// than the programs at this device, or was silent for long. Notes which end of it this one is.
 #[inline(never)]
 fn is_open(skb: *mut __sk_buff, case: &mut Case, netns: u32) -> bool {
-    let (peer, local) = (&case.peer_addr, &case.local_addr);
-    let mut tuple = Tuple::new(peer, case.peer_port, local, case.local_port);
-    let Some(found) = socket_of(skb, &mut tuple, netns) else {
-        return false;
-    };
-    case.role = match found {
-        Open::As(role) => role,
-        Open::Unsaid => {
-            // Remote port 0 matches no connection, so only a listener can be found.
-            let mut tuple = Tuple::new(peer, 0, local, case.local_port);
-            match socket_of(skb, &mut tuple, netns) {
-                Some(Open::Listens) => Role::Callee,
-                _ => Role::Caller,
-            }
-        }
-        Open::Listens => return false,
-    };
-    true
-}
-
-/// What a look-up in the namespace of a workload finds.
-enum Open {
-    /// A listener.
-    Listens,
-    /// A connection, in which the socket has this role.
-    As(Role),
-    /// A connection in which it has either.
-    Unsaid,
-}
-
-#[inline(always)]
-fn socket_of(skb: *mut __sk_buff, tuple: &mut Tuple, netns: u32) -> Option<Open> {
     let (ctx, netns) = (skb.cast(), u64::from(netns));
-    // SAFETY: the helpers read the tuple; the socket found is released below.
-    let sk = unsafe {
-        if tuple.is_v4() {
-            bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 12, netns, 0)
-        } else {
-            bpf_sk_lookup_tcp(ctx, tuple.as_ptr(), 36, netns, 0)
-        }
+    let mut tuple = Tuple::new(&case.peer_addr, case.peer_port, &case.local_addr, case.local_port);
+    let mut role = 0;
+    let found = peer::find_in(ctx, netns, proto::TCP, &mut tuple, |sk| {
+        // SAFETY: storage of a referenced socket.
+        role = sockets::stored(sk).map_or(0, |stored| unsafe { (*stored).sticky_role });
+        0
+    });
+    if found.is_none_or(|found| found.listens) {
+        return false;
+    }
+    let called = match role {
+        1 => false,
+        2 => true,
+        // Made before the programs of sockets were there.
+        _ => peer::listens(ctx, netns, &case.local_addr, case.local_port, &case.peer_addr),
     };
-    if sk.is_null() {
-        return None;
-    }
-    // SAFETY: a referenced full socket and its storage; released once.
-    unsafe {
-        let found = if (*sk).state == state::LISTEN {
-            Open::Listens
-        } else {
-            match sockets::stored(sk).map_or(0, |stored| (*stored).sticky_role) {
-                1 => Open::As(Role::Caller),
-                2 => Open::As(Role::Callee),
-                _ => Open::Unsaid,
-            }
-        };
-        bpf_sk_release(sk.cast());
-        Some(found)
-    }
+    case.role = if called { Role::Callee } else { Role::Caller };
+    true
 }
 
 /// Records that the flow of a packet may pass. False: there is no room.
