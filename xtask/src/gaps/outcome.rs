@@ -50,8 +50,13 @@ fn proof(line: &str) -> Option<Proof> {
     // Behind the name may stand ` - should panic`.
     let path = name.split(' ').next()?;
     let test = path.rsplit("::").next()?;
-    let gaps: Vec<u16> = test.split('_').map_while(number).collect();
+    let gaps = numbers(test);
     (!gaps.is_empty()).then(|| Proof { test: test.to_owned(), gaps, outcome })
+}
+
+/// The gaps that a test of this name proves; none for most tests.
+pub fn numbers(test: &str) -> Vec<u16> {
+    test.split('_').map_while(number).collect()
 }
 
 /// The number in `g12`.

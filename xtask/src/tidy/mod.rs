@@ -2,6 +2,7 @@
 //!
 //! Each violation is one line: place, what was found, and the reason for the rule.
 
+mod gaps;
 mod imports;
 mod paths;
 mod text;
@@ -39,6 +40,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         count += 1;
         text::check(name, &text, &mut found);
         if name.ends_with(".rs") {
+            gaps::check(name, &text, &mut found);
             imports::check(name, &text, &mut found).with_context(|| format!("read {name}"))?;
         }
     }
