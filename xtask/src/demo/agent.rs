@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     os::unix::{net::UnixStream, process::CommandExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
@@ -12,11 +12,14 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::place::{Place, SCOPE};
-use crate::workspace::Workspace;
+use super::{
+    hosts::in_network,
+    place::{Host, Place},
+};
+use crate::{run::run as run_command, workspace::Workspace};
 
 /// How long the agent may take until it answers.
-const START_MAX: Duration = Duration::from_secs(30);
+const START_MAX: Duration = Duration::from_secs(120);
 
 /// Last lines of the log that a failure shows.
 const LOG_LINES: usize = 8;
@@ -24,34 +27,33 @@ const LOG_LINES: usize = 8;
 /// A running agent.
 pub struct Agent {
     binary: PathBuf,
-    config: PathBuf,
-    socket: PathBuf,
-    log: PathBuf,
+    host: Host,
     process: Child,
 }
 
 impl Agent {
-    /// Starts the agent that was built last, and returns when it answers.
+    /// Starts the agent of a host, the program that was built last, and returns when it answers.
     ///
     /// # Errors
     ///
     /// It does not.
-    pub fn start(workspace: &Workspace, place: &Place) -> Result<Self> {
-        let config = place.dir.join("agent.yaml");
-        let settings = json!({
-            "scope": SCOPE,
-            "pinDirectory": place.pins,
-            "controlSocket": place.socket(),
-            "policyDirectory": place.dir.join("policy.d"),
-            "stateDirectory": place.dir.join("state"),
-            "eventsFile": place.dir.join("events/events.ndjson"),
+    pub fn start(workspace: &Workspace, place: &Place, host: Host) -> Result<Self> {
+        let mut settings = json!({
+            "scope": host.scope,
+            "pinDirectory": host.pins,
+            "controlSocket": host.socket(),
+            "policyDirectory": host.dir.join("policy.d"),
+            "stateDirectory": host.dir.join("state"),
+            "eventsFile": host.events(),
         });
+        if host.network.is_some() {
+            settings["peersFile"] = json!(host.peers());
+        }
         // JSON is YAML.
-        fs::write(&config, format!("{settings:#}\n")).context("write agent.yaml")?;
+        fs::write(host.config(), format!("{settings:#}\n")).context("write agent.yaml")?;
         let binary = binary(workspace);
-        let log = place.dir.join("agent.log");
-        let process = spawn(&binary, &config, &log)?;
-        let mut agent = Self { binary, config, socket: place.socket(), log, process };
+        let process = spawn(&binary, &host)?;
+        let mut agent = Self { binary, host, process };
         place.record("agent", agent.process.id())?;
         agent.wait()?;
         Ok(agent)
@@ -64,7 +66,7 @@ impl Agent {
     /// As [`Self::start`].
     pub fn restart(&mut self, place: &Place) -> Result<Duration> {
         let start = Instant::now();
-        self.process = spawn(&self.binary, &self.config, &self.log)?;
+        self.process = spawn(&self.binary, &self.host)?;
         place.record("agent", self.process.id())?;
         self.wait()?;
         Ok(start.elapsed())
@@ -87,12 +89,12 @@ impl Agent {
 
     fn wait(&mut self) -> Result<()> {
         let end = Instant::now() + START_MAX;
-        while UnixStream::connect(&self.socket).is_err() {
+        while UnixStream::connect(self.host.socket()).is_err() {
             if let Some(status) = self.process.try_wait().context("look at the agent")? {
-                bail!("the agent ended: {status}");
+                bail!("the agent of host {} ended: {status}", self.host.name);
             }
             if Instant::now() > end {
-                bail!("the agent does not answer after {} s", START_MAX.as_secs());
+                bail!("the agent of host {} does not answer after {} s", self.host.name, START_MAX.as_secs());
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -106,8 +108,18 @@ impl Agent {
     /// It cannot be started.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
-        command.arg("--socket").arg(&self.socket).args(arguments).stdin(Stdio::null());
+        command.arg("--socket").arg(self.host.socket()).args(arguments).stdin(Stdio::null());
         command.output().with_context(|| format!("start eastwall {}", arguments.join(" ")))
+    }
+
+    /// Takes off the kernel what it attached, as `eastwall detach` does. It must not run.
+    ///
+    /// # Errors
+    ///
+    /// It ends with anything but 0.
+    pub fn detach(&self) -> Result<()> {
+        let mut command = in_network(self.host.network, &self.binary.to_string_lossy());
+        run_command(command.arg("detach").arg("--yes").arg("--config").arg(self.host.config()).stdout(Stdio::null()))
     }
 
     /// Runs the command line for a machine, and reads its answer.
@@ -145,18 +157,22 @@ pub fn binary(workspace: &Workspace) -> PathBuf {
     workspace.target.join("debug/eastwall")
 }
 
-/// Returns the end of the agent's log.
+/// Returns the end of the log of every agent that has one.
 pub fn log_tail(place: &Place) -> String {
-    let text = fs::read_to_string(place.dir.join("agent.log")).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let tail = lines.len().saturating_sub(LOG_LINES);
-    format!("the last lines of the agent's log:\n{}", lines[tail..].join("\n"))
+    let mut tails = String::new();
+    for host in place.hosts() {
+        let Ok(text) = fs::read_to_string(host.log()) else { continue };
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines.len().saturating_sub(LOG_LINES);
+        tails += &format!("the last lines of the agent's log, host {}:\n{}\n", host.name, lines[tail..].join("\n"));
+    }
+    tails
 }
 
-fn spawn(binary: &PathBuf, config: &PathBuf, log: &PathBuf) -> Result<Child> {
-    let log = File::options().create(true).append(true).open(log).context("open the agent's log")?;
-    let mut command = Command::new(binary);
-    command.arg("agent").arg("--config").arg(config);
+fn spawn(binary: &Path, host: &Host) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(host.log()).context("open the agent's log")?;
+    let mut command = in_network(host.network, &binary.to_string_lossy());
+    command.arg("agent").arg("--config").arg(host.config());
     command.stdin(Stdio::null()).stdout(log.try_clone().context("share the agent's log")?).stderr(log);
     // A daemon is in no terminal's foreground: with `--keep` it outlives this process.
     command.process_group(0);

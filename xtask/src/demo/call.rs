@@ -45,8 +45,17 @@ impl Call {
     ///
     /// The program cannot be started; how it ends is an [`Outcome`].
     pub fn make(self, place: &Place, ports: Ports) -> Result<Outcome> {
+        self.make_by(&mut self.command(place, ports))
+    }
+
+    /// Makes the call by a command and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::make`].
+    pub fn make_by(self, command: &mut Command) -> Result<Outcome> {
         let start = Instant::now();
-        let output = self.command(place, ports).stdin(Stdio::null()).output();
+        let output = command.stdin(Stdio::null()).output();
         let output = output.with_context(|| format!("start {}", self.tool()))?;
         let text = if output.status.success() { &output.stdout } else { &output.stderr };
         let mut text = String::from_utf8_lossy(text).trim().to_owned();

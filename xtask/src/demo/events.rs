@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{call::Call, place::Place};
+use super::{call::Call, place::Host};
 
 /// How long a record may take from the kernel to the file.
 const WRITE_MAX: Duration = Duration::from_secs(10);
@@ -22,8 +22,8 @@ pub struct Events {
 
 impl Events {
     /// Names the file; it need not be there.
-    pub fn of(place: &Place) -> Self {
-        Self { path: place.dir.join("events/events.ndjson") }
+    pub fn of(host: &Host) -> Self {
+        Self { path: host.events() }
     }
 
     /// Returns all records so far.

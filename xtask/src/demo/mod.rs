@@ -1,4 +1,4 @@
-//! `xtask demo`: a small shop of real programs, guarded by the agent, told in nine steps.
+//! `xtask demo`: a small shop of real programs, guarded by the agent, and then two hosts, told step by step.
 //!
 //! Every line that the demo prints is the result of a real call, and every result is compared with what
 //! it should be: a demo that goes to its end is a test that passed.
@@ -15,11 +15,13 @@ mod agent;
 mod call;
 mod cgroup;
 mod events;
+mod hosts;
 mod place;
 mod policy_file;
 mod shop;
 mod steps;
 mod story;
+mod two_hosts;
 
 use anyhow::{Context as _, Error, Result, bail};
 use clap::Args;
@@ -93,11 +95,11 @@ fn tell(workspace: &Workspace, place: &Place) -> Result<Ports> {
     let policy = policy_file::PolicyFile::new(workspace, place)?;
     // The agent first, as on a host: what listens already when it comes is known to the packet hooks only,
     // and a caller that is refused there waits in vain instead of being told.
-    let agent = agent::Agent::start(workspace, place)?;
+    let agent = agent::Agent::start(workspace, place, place.shop())?;
     let ports = policy.ports;
     let shop = Shop::open(place, ports)?;
     let mut story = Story::new(place, shop, agent, policy);
-    steps::all(&mut story)?;
+    steps::all(workspace, &mut story)?;
     story.summary();
     Ok(ports)
 }

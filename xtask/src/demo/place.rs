@@ -1,8 +1,9 @@
 //! Where the demo keeps its things, and how all of them go away again.
 
 use std::{
-    fs,
+    fs::{self, DirBuilder},
     io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -14,23 +15,65 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-use super::cgroup;
+use super::{cgroup, hosts};
 use crate::setup::machine;
 
-/// The scope, from the root of the cgroup hierarchy.
-pub const SCOPE: &str = "/eastwall-demo";
+/// The cgroup of the demo, from the root of the hierarchy; each host has one below it.
+const CGROUP: &str = "/eastwall-demo";
 
-/// The cgroups below the scope, services first.
-const CGROUPS: [&str; 6] = ["web", "cart", "orders-db", "clients/shopper", "clients/web-app", "clients/debug"];
+/// The cgroups of the shop, services first.
+const SHOP: [&str; 6] = ["web", "cart", "orders-db", "clients/shopper", "clients/web-app", "clients/debug"];
+
+/// A host: what its agent guards, and where that keeps its things.
+#[derive(Clone)]
+pub struct Host {
+    /// Its name.
+    pub name: &'static str,
+    /// Everything that is a file.
+    pub dir: PathBuf,
+    /// The cgroup that is guarded, from the root of the hierarchy.
+    pub scope: String,
+    /// Pins of the agent, on bpffs.
+    pub pins: PathBuf,
+    /// Its network namespace, by name; none for that of this machine.
+    pub network: Option<&'static str>,
+}
+
+impl Host {
+    /// The control socket of the agent.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/agent.sock")
+    }
+
+    /// The settings of the agent.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("agent.yaml")
+    }
+
+    /// What the agent says.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    /// The events file.
+    pub fn events(&self) -> PathBuf {
+        self.dir.join("events/events.ndjson")
+    }
+
+    /// The file with the workloads of other hosts.
+    pub fn peers(&self) -> PathBuf {
+        self.dir.join("peers.yaml")
+    }
+}
 
 /// Directories and files of the demo.
 pub struct Place {
     /// Everything that is a file; gone after a reboot, as the processes are.
     pub dir: PathBuf,
-    /// The cgroup of the scope.
-    pub cgroup: PathBuf,
-    /// Pins of the agent, on bpffs.
-    pub pins: PathBuf,
+    /// The cgroup of the demo.
+    cgroup: PathBuf,
+    /// Pins of the agents, on bpffs.
+    pins: PathBuf,
     /// The bpffs of the demo, where the host has none: systemd mounts one, others may not.
     own_bpffs: PathBuf,
 }
@@ -45,7 +88,7 @@ impl Place {
         let dir = PathBuf::from("/run/eastwall-demo");
         let own_bpffs = dir.join("bpf");
         let bpffs = machine::mounts("bpf")?.into_iter().next().map_or_else(|| own_bpffs.clone(), PathBuf::from);
-        let cgroup = cgroup::mount()?.join(SCOPE.trim_start_matches('/'));
+        let cgroup = cgroup::mount()?.join(CGROUP.trim_start_matches('/'));
         Ok(Self { dir, cgroup, pins: bpffs.join("eastwall-demo"), own_bpffs })
     }
 
@@ -61,21 +104,45 @@ impl Place {
             fs::create_dir_all(&self.own_bpffs).with_context(|| format!("make {}", self.own_bpffs.display()))?;
             mount("bpf", &self.own_bpffs, "bpf", MountFlags::empty(), Some(c"mode=700")).context("mount a bpffs")?;
         }
-        for name in CGROUPS {
-            fs::create_dir_all(self.cgroup.join(name)).with_context(|| format!("make the cgroup {SCOPE}/{name}"))?;
-        }
-        Ok(())
+        // The agent makes its own directory there, but none above it.
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.pins).context("make a directory for pins")?;
+        SHOP.iter().try_for_each(|name| self.make_cgroup(&format!("shop/{name}")).map(drop))
     }
 
-    /// The cgroup of a service or a client.
+    /// Makes a cgroup below that of the demo, and returns its directory.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn make_cgroup(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.cgroup.join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("make the cgroup {CGROUP}/{name}"))?;
+        Ok(dir)
+    }
+
+    /// The cgroup of a service or a client of the shop.
     pub fn cgroup_of(&self, name: &str) -> PathBuf {
-        let service = self.cgroup.join(name);
-        if service.exists() { service } else { self.cgroup.join("clients").join(name) }
+        let shop = self.cgroup.join("shop");
+        let service = shop.join(name);
+        if service.exists() { service } else { shop.join("clients").join(name) }
     }
 
-    /// The control socket of the agent.
-    pub fn socket(&self) -> PathBuf {
-        self.dir.join("run/agent.sock")
+    /// This machine, with the shop.
+    pub fn shop(&self) -> Host {
+        let scope = format!("{CGROUP}/shop");
+        Host { name: "shop", dir: self.dir.clone(), scope, pins: self.pins.join("shop"), network: None }
+    }
+
+    /// A host of the second act, in a network of its own.
+    pub fn host(&self, name: &'static str, network: &'static str) -> Host {
+        let (dir, scope) = (self.dir.join(name), format!("{CGROUP}/{name}"));
+        Host { name, dir, scope, pins: self.pins.join(name), network: Some(network) }
+    }
+
+    /// All of them.
+    pub fn hosts(&self) -> [Host; 3] {
+        let [near, far] = hosts::NAMES.map(|(name, network)| self.host(name, network));
+        [self.shop(), near, far]
     }
 
     /// Writes a process down, so that a later run can end it and no other.
@@ -116,6 +183,7 @@ impl Place {
             }
         }
         cgroup::remove(&self.cgroup)?;
+        hosts::remove_networks()?;
         for dir in [&self.pins, &self.dir] {
             if dir == &self.dir && is_mounted(&self.own_bpffs)? {
                 unmount(&self.own_bpffs, UnmountFlags::DETACH).context("unmount the bpffs of the demo")?;

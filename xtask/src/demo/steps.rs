@@ -1,4 +1,4 @@
-//! The nine steps. Each prints a few lines, checks what it prints, and returns what the summary says.
+//! The steps. Each prints a few lines, checks what it prints, and returns what the summary says.
 
 use std::{
     fs,
@@ -11,10 +11,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{
+    agent::Agent,
     call::{Call, psql},
-    events, shop,
+    events::{self, Events},
+    shop,
     story::Story,
+    two_hosts,
 };
+use crate::workspace::Workspace;
 
 const SHOPPER_WEB: Call = Call { from: "shopper", to: "web" };
 const APP_CART: Call = Call { from: "web-app", to: "cart" };
@@ -27,12 +31,15 @@ const SHOPPER_ORDERS: Call = Call { from: "shopper", to: "orders-db" };
 /// How long the last window of denials may stay open, and the counters with it.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
+/// How long something may take that has been caused. It is waited for, so this is no delay.
+const UNTIL_MAX: Duration = Duration::from_secs(30);
+
 /// Tells all steps.
 ///
 /// # Errors
 ///
 /// The first that does not end as it should.
-pub fn all(story: &mut Story<'_>) -> Result<()> {
+pub fn all(workspace: &Workspace, story: &mut Story<'_>) -> Result<()> {
     story.step("audit", "everything works; what policy does not allow is written down", audit)?;
     story.step("enforce one", "orders-db closes its door; who is allowed notices nothing", enforce_one)?;
     story.step("refuse", "everybody else stays outside of orders-db, and the record says why", refuse)?;
@@ -45,6 +52,7 @@ pub fn all(story: &mut Story<'_>) -> Result<()> {
     story.step("revoke", "a query is running when its edge is revoked", revoke)?;
     story.step("kill -9", "no agent runs, and the kernel goes on refusing", kill)?;
     story.step("adopt", "the next agent takes over what it finds", adopt)?;
+    two_hosts::all(workspace, story)?;
     story.step("add up", "every denial is a record, part of a count, or counted as lost", add_up)
 }
 
@@ -195,9 +203,21 @@ fn adopt(story: &mut Story<'_>) -> Result<String> {
 
 fn add_up(story: &mut Story<'_>) -> Result<String> {
     story.say("wait     until the last window of repeats has ended, 10 s and a little more");
+    let mut sums = Vec::new();
+    let far = story.hosts.as_ref().map(|hosts| ("far", &hosts.far, &hosts.far_events));
+    for (host, agent, events) in [("shop", &story.agent, &story.events)].into_iter().chain(far) {
+        let (sum, told) = settled(agent, events)?;
+        story.say(&format!("{host:<8} {sum}; its records tell of {told}"));
+        sums.push(sum);
+    }
+    Ok(sums.join("; "))
+}
+
+/// Waits until nothing is pending; returns the sum that holds then, and how many denials the records tell of.
+fn settled(agent: &Agent, events: &Events) -> Result<(String, u64)> {
     let end = Instant::now() + SETTLE_MAX;
     loop {
-        let status = story.agent.status()?;
+        let status = agent.status()?;
         let [denied, reported, suppressed, lost, pending] =
             ["denied", "reported", "suppressed", "lost", "pending"].map(|field| number(&status, field));
         let (denied, reported, suppressed, lost, pending) = (denied?, reported?, suppressed?, lost?, pending?);
@@ -207,14 +227,12 @@ fn add_up(story: &mut Story<'_>) -> Result<String> {
         );
         let sum = format!("{denied} denied = {reported} reported + {suppressed} suppressed + {lost} lost");
         if pending == 0 {
-            let told = told(&story.events.all()?);
+            let told = told(&events.all()?);
             ensure!(
                 told + lost == denied,
                 "the records tell of {told} denials, {lost} are lost, and {denied} were denied"
             );
-            story.say(&format!("kernel   {sum}"));
-            story.say(&format!("file     the records tell of {told}"));
-            return Ok(sum);
+            return Ok((sum, told));
         }
         if Instant::now() > end {
             bail!("after {} s {pending} denials are still not told: {sum}", SETTLE_MAX.as_secs());
@@ -229,12 +247,12 @@ fn told(records: &[Value]) -> u64 {
     denials.filter_map(|r| r["count"].as_u64()).sum()
 }
 
-fn number(value: &Value, field: &str) -> Result<u64> {
+pub fn number(value: &Value, field: &str) -> Result<u64> {
     value[field].as_u64().with_context(|| format!("the agent does not say `{field}`"))
 }
 
-fn until(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(10);
+pub fn until(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + UNTIL_MAX;
     while !ready().with_context(|| what.to_owned())? {
         if Instant::now() > end {
             bail!("this did not come true: {what}");

@@ -9,6 +9,7 @@ use super::{
     agent::{self, Agent},
     call::{Call, Outcome},
     events::{self, Events},
+    hosts::Hosts,
     place::Place,
     policy_file::{PolicyFile, Ports},
     shop::Shop,
@@ -27,6 +28,8 @@ pub struct Story<'a> {
     pub policy: PolicyFile,
     /// The events file.
     pub events: Events,
+    /// The hosts of the second act, once they are there.
+    pub hosts: Option<Hosts>,
     allowed: u32,
     refused: u32,
     rows: Vec<Row>,
@@ -42,8 +45,8 @@ struct Row {
 impl<'a> Story<'a> {
     /// Begins.
     pub fn new(place: &'a Place, shop: Shop, agent: Agent, policy: PolicyFile) -> Self {
-        let events = Events::of(place);
-        Self { place, shop, agent, policy, events, allowed: 0, refused: 0, rows: Vec::new() }
+        let events = Events::of(&place.shop());
+        Self { place, shop, agent, policy, events, hosts: None, allowed: 0, refused: 0, rows: Vec::new() }
     }
 
     /// Tells one step; `work` returns what the summary says about it.
@@ -58,7 +61,7 @@ impl<'a> Story<'a> {
         work: impl FnOnce(&mut Self) -> Result<String>,
     ) -> Result<()> {
         let number = self.rows.len() + 1;
-        outln!("\n{number}  {name}: {about}");
+        outln!("\n{number:<2} {name}: {about}");
         let start = Instant::now();
         let result = work(self).with_context(|| format!("step {number}, {name}, did not end as it should"))?;
         self.rows.push(Row { name, result, took: start.elapsed() });
@@ -71,7 +74,15 @@ impl<'a> Story<'a> {
     ///
     /// It does not.
     pub fn works(&mut self, call: Call) -> Result<Outcome> {
-        let outcome = call.make(self.place, self.shop.ports)?;
+        self.worked(call, call.make(self.place, self.shop.ports)?)
+    }
+
+    /// Takes down what came of a call that must have worked.
+    ///
+    /// # Errors
+    ///
+    /// It did not.
+    pub fn worked(&mut self, call: Call, outcome: Outcome) -> Result<Outcome> {
         if !outcome.works {
             bail!("{call} by {} should work, and it says: {}", call.tool(), outcome.text);
         }
@@ -86,7 +97,15 @@ impl<'a> Story<'a> {
     ///
     /// It works.
     pub fn refused(&mut self, call: Call) -> Result<Outcome> {
-        let outcome = call.make(self.place, self.shop.ports)?;
+        self.was_refused(call, call.make(self.place, self.shop.ports)?)
+    }
+
+    /// Takes down what came of a call that must not have worked.
+    ///
+    /// # Errors
+    ///
+    /// It did.
+    pub fn was_refused(&mut self, call: Call, outcome: Outcome) -> Result<Outcome> {
         if outcome.works {
             bail!("{call} by {} should be refused, and it answers: {}", call.tool(), outcome.text);
         }
@@ -101,8 +120,17 @@ impl<'a> Story<'a> {
     ///
     /// There is none.
     pub fn record(&self, skip: usize, code: &str, call: Call) -> Result<Value> {
+        self.record_in(&self.events, skip, code, call)
+    }
+
+    /// As [`Self::record`], in the file of another host.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn record_in(&self, events: &Events, skip: usize, code: &str, call: Call) -> Result<Value> {
         let wanted = |record: &Value| events::code(record) == code && events::is_about(record, call);
-        let record = self.events.wait(skip, &format!("`{code}` for {call}"), wanted)?;
+        let record = events.wait(skip, &format!("`{code}` for {call}"), wanted)?;
         outln!("   event    {}", events::text(&record, "message"));
         Ok(record)
     }
@@ -116,7 +144,7 @@ impl<'a> Story<'a> {
     pub fn summary(&self) {
         outln!("\nSummary: {} calls worked that had to, {} were refused that had to be", self.allowed, self.refused);
         for (index, row) in self.rows.iter().enumerate() {
-            outln!("  {}  {:<22} {:>5} ms  {}", index + 1, row.name, row.took.as_millis(), row.result);
+            outln!("  {:>2}  {:<22} {:>5} ms  {}", index + 1, row.name, row.took.as_millis(), row.result);
         }
         outln!();
     }
@@ -129,7 +157,7 @@ fn print(call: Call, word: &str, outcome: &Outcome) {
 
 /// Returns what to try while the demo is left running.
 pub fn how_to_explore(workspace: &Workspace, place: &Place, ports: Ports) -> String {
-    let program = format!("{} --socket {}", agent::binary(workspace).display(), place.socket().display());
+    let program = format!("{} --socket {}", agent::binary(workspace).display(), place.shop().socket().display());
     let debug = place.cgroup_of("debug");
     let cart = ports.cart;
     format!(

@@ -20,7 +20,7 @@ const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2", "strace", "util-linux"];
 
 /// Debian packages of the demo: the services of a small shop, and their clients.
 const DEMO_PACKAGES: &[&str] =
-    &["nginx", "redis-server", "redis-tools", "postgresql", "postgresql-client", "curl", "util-linux"];
+    &["nginx", "redis-server", "redis-tools", "postgresql", "postgresql-client", "curl", "iproute2", "util-linux"];
 
 /// Debian packages that the fuzz targets need: libFuzzer is C++ and is compiled with them.
 const FUZZ_PACKAGES: &[&str] = &["g++"];
