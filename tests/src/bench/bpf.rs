@@ -10,14 +10,42 @@ use anyhow::Context as _;
 
 use crate::lab::Cgroup;
 
-/// Directions of a packet program: `enum bpf_attach_type`.
+/// Where a packet program is attached.
 #[derive(Clone, Copy, Debug)]
-#[repr(u32)]
+pub enum Point<'a> {
+    /// A cgroup.
+    Cgroup(&'a Cgroup),
+    /// A device of the caller's network namespace, by index: TCX.
+    Device(u32),
+}
+
+/// Directions of a packet program.
+#[derive(Clone, Copy, Debug)]
 pub enum Attach {
-    /// `BPF_CGROUP_INET_INGRESS`
-    Ingress = 0,
-    /// `BPF_CGROUP_INET_EGRESS`
-    Egress = 1,
+    /// To the sockets of a cgroup; from a device to the host.
+    Ingress,
+    /// The other way.
+    Egress,
+}
+
+impl Point<'_> {
+    /// `target_fd` or `target_ifindex`.
+    fn target(self) -> u64 {
+        match self {
+            Self::Cgroup(cgroup) => fd(cgroup.as_fd()),
+            Self::Device(index) => u64::from(index),
+        }
+    }
+
+    /// `enum bpf_attach_type`.
+    const fn kind(self, attach: Attach) -> u64 {
+        match (self, attach) {
+            (Self::Cgroup(_), Attach::Ingress) => 0,
+            (Self::Cgroup(_), Attach::Egress) => 1,
+            (Self::Device(_), Attach::Ingress) => 46,
+            (Self::Device(_), Attach::Egress) => 47,
+        }
+    }
 }
 
 /// A packet program that lets everything pass and does nothing else: what the hook itself costs.
@@ -28,21 +56,28 @@ pub struct Empty {
 }
 
 impl Empty {
-    /// Loads it and attaches it to a cgroup, until it is dropped.
-    pub fn attach(cgroup: &Cgroup, attach: Attach) -> anyhow::Result<Self> {
-        // r0 = 1; exit.
-        let code: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+    /// Loads it and attaches it, until it is dropped.
+    pub fn attach(point: Point<'_>, attach: Attach) -> anyhow::Result<Self> {
+        // What is returned lets a packet go on: 1 of a cgroup, TCX_NEXT, which is -1, of a device.
+        let (kind, pass) = match point {
+            Point::Cgroup(_) => (CGROUP_SKB, 1),
+            Point::Device(_) => (SCHED_CLS, 0xffff_ffff),
+        };
+        // r0 = pass; exit.
+        let code: [u64; 2] = [pass << 32 | 0xb7, 0x95];
         let licence = c"GPL";
         let mut attr = [0_u64; WORDS];
-        attr[0] = CGROUP_SKB | 2 << 32;
+        attr[0] = kind | 2 << 32;
         attr[1] = code.as_ptr().addr() as u64;
         attr[2] = licence.as_ptr().addr() as u64;
-        // expected_attach_type is at 68.
-        attr[8] = u64::from(attach as u32) << 32;
+        if kind == CGROUP_SKB {
+            // expected_attach_type is at 68.
+            attr[8] = point.kind(attach) << 32;
+        }
         let program = new_fd(bpf(cmd::PROG_LOAD, &mut attr).context("load an empty program")?)?;
         attr = [0; WORDS];
-        attr[0] = fd(program.as_fd()) | fd(cgroup.as_fd()) << 32;
-        attr[1] = u64::from(attach as u32);
+        attr[0] = fd(program.as_fd()) | point.target() << 32;
+        attr[1] = point.kind(attach);
         let link = new_fd(bpf(cmd::LINK_CREATE, &mut attr).context("attach an empty program")?)?;
         Ok(Self { program, _link: link })
     }
@@ -67,10 +102,10 @@ impl Statistics {
     }
 }
 
-/// How many programs are attached to a cgroup in a direction.
-pub fn attached(cgroup: &Cgroup, attach: Attach) -> anyhow::Result<u32> {
+/// How many programs are attached in a direction.
+pub fn attached(point: Point<'_>, attach: Attach) -> anyhow::Result<u32> {
     let mut attr = [0_u64; WORDS];
-    attr[0] = fd(cgroup.as_fd()) | u64::from(attach as u32) << 32;
+    attr[0] = point.target() | point.kind(attach) << 32;
     bpf(cmd::PROG_QUERY, &mut attr).context("count the attached programs")?;
     // prog_cnt is at 24.
     Ok(u32::try_from(attr[3] & u64::from(u32::MAX))?)
@@ -86,6 +121,8 @@ pub fn fd_info(object: BorrowedFd<'_>, name: &str) -> anyhow::Result<f64> {
 
 /// `BPF_PROG_TYPE_CGROUP_SKB`
 const CGROUP_SKB: u64 = 8;
+/// `BPF_PROG_TYPE_SCHED_CLS`
+const SCHED_CLS: u64 = 3;
 const WORDS: usize = 20;
 
 /// `enum bpf_cmd`

@@ -1,7 +1,7 @@
 //! The load generators: a client and a server for each pattern of traffic, each a process of its own.
 //!
-//! `bench load KIND server CPU` prints its address and serves until it is killed. `bench load KIND
-//! client CPU ADDRESS` reads `go MILLISECONDS` and answers `done UNITS`. Both talk on standard input,
+//! `bench load KIND server CPU ADDRESS` prints where it listens and serves until it is killed. `bench
+//! load KIND client CPU ADDRESS SERVER` reads `go MILLISECONDS` and answers `done UNITS`. Both talk on standard input,
 //! which is a socket. Between two slices everything that was sent has been received: what one slice
 //! began is not paid for by the next.
 
@@ -85,16 +85,19 @@ const LOST_AFTER: Duration = Duration::from_millis(200);
 
 /// See the module.
 pub fn main(args: &[String]) -> anyhow::Result<()> {
-    let [kind, role, cpu, rest @ ..] = args else { anyhow::bail!("usage: bench load KIND ROLE CPU [ADDRESS]") };
+    let [kind, role, cpu, own, rest @ ..] = args else {
+        anyhow::bail!("usage: bench load KIND ROLE CPU ADDRESS [SERVER]")
+    };
+    let own = own.parse().context("read an address")?;
     let kind = Kind::ALL.into_iter().find(|k| k.word() == kind).context("no such kind of load")?;
     let mut cpus = CpuSet::new();
     cpus.set(cpu.parse().context("read the number of a CPU")?);
     sched_setaffinity(None, &cpus).context("stay on one CPU")?;
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     match (role.as_str(), rest) {
-        ("server", []) => serve(kind, control),
-        ("client", [server]) => call(kind, server.parse().context("read an address")?, control),
-        _ => anyhow::bail!("a role is `server`, or `client` with an address"),
+        ("server", []) => serve(kind, own, control),
+        ("client", [server]) => call(kind, own, server.parse().context("read an address")?, control),
+        _ => anyhow::bail!("a role is `server`, or `client` with a server"),
     }
 }
 
@@ -103,8 +106,8 @@ fn ready(mut control: UnixStream, addr: SocketAddr) -> anyhow::Result<UnixStream
     Ok(control)
 }
 
-fn serve(kind: Kind, control: UnixStream) -> anyhow::Result<()> {
-    let any = (Ipv4Addr::LOCALHOST, 0);
+fn serve(kind: Kind, own: Ipv4Addr, control: UnixStream) -> anyhow::Result<()> {
+    let any = (own, 0);
     match kind {
         Kind::TcpRr | Kind::TcpCrr | Kind::TcpBulk => {
             let listener = TcpListener::bind(any)?;
@@ -179,8 +182,8 @@ fn swallow(mut stream: TcpStream) -> anyhow::Result<()> {
     }
 }
 
-fn call(kind: Kind, server: SocketAddr, control: UnixStream) -> anyhow::Result<()> {
-    let mut client = Client::open(kind, server)?;
+fn call(kind: Kind, own: Ipv4Addr, server: SocketAddr, control: UnixStream) -> anyhow::Result<()> {
+    let mut client = Client::open(kind, own, server)?;
     let mut answers = control.try_clone()?;
     for line in BufReader::new(control).lines() {
         let line = line.context("hear what to do")?;
@@ -197,6 +200,7 @@ fn call(kind: Kind, server: SocketAddr, control: UnixStream) -> anyhow::Result<(
 /// What a client keeps between its steps.
 struct Client {
     kind: Kind,
+    own: Ipv4Addr,
     server: SocketAddr,
     tcp: Option<TcpStream>,
     udp: UdpSocket,
@@ -206,13 +210,13 @@ struct Client {
 }
 
 impl Client {
-    fn open(kind: Kind, server: SocketAddr) -> anyhow::Result<Self> {
+    fn open(kind: Kind, own: Ipv4Addr, server: SocketAddr) -> anyhow::Result<Self> {
         let stays = matches!(kind, Kind::TcpRr | Kind::TcpBulk);
         let tcp = stays.then(|| TcpStream::connect(server)).transpose().context("connect")?;
         if let Some(tcp) = &tcp {
             tcp.set_nodelay(true)?;
         }
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let udp = UdpSocket::bind((own, 0))?;
         udp.set_read_timeout(Some(LOST_AFTER))?;
         if matches!(kind, Kind::UdpRr | Kind::UdpSmall) {
             udp.connect(server)?;
@@ -223,7 +227,7 @@ impl Client {
                 queued.push(begin_connecting(server)?);
             }
         }
-        Ok(Self { kind, server, tcp, udp, _queued: queued, chunk: vec![0; CHUNK] })
+        Ok(Self { kind, own, server, tcp, udp, _queued: queued, chunk: vec![0; CHUNK] })
     }
 
     /// Does a little and returns how many units that were.
@@ -265,7 +269,7 @@ impl Client {
             }
             Kind::TcpFirst => begin_connecting(self.server).map(|_| 1),
             Kind::UdpFirst => {
-                UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(&[0], self.server)?;
+                UdpSocket::bind((self.own, 0))?.send_to(&[0], self.server)?;
                 Ok(1)
             }
         }

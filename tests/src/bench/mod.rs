@@ -3,6 +3,7 @@
 //! ```text
 //! programs   ns of one run of a packet program: established flows, first packets, by number of edges
 //! traffic    CPU time of a request, a connection, a packet, a byte: attached against detached
+//! devices    traffic between two devices with both layers on; ns of their programs by number of known addresses
 //! policy     compiling, filling the idle side, the flip, bytes of an edge
 //! memory     resident memory of a process that holds it all
 //! ```
@@ -14,6 +15,7 @@
 //!   makes a slice longer, and its CPU time hardly.
 
 mod bpf;
+mod devices;
 mod load;
 mod memory;
 mod place;
@@ -46,7 +48,7 @@ impl Effort {
 }
 
 /// Parts of the benchmark, by the word on the command line. A pattern of traffic is one as well.
-const PARTS: [&str; 4] = ["programs", "traffic", "policy", "memory"];
+const PARTS: [&str; 5] = ["programs", "traffic", "devices", "policy", "memory"];
 
 /// Runs as `bench [--quick] [--check] [--json FILE] [PART...]`; as `bench load ...` and `bench hold ...`
 /// it is one of its own workers.
@@ -94,8 +96,12 @@ fn measure(places: &place::Places, effort: Effort, wanted: impl Fn(&str) -> bool
     let patterns: Vec<&str> = traffic::words().filter(|word| wanted("traffic") || wanted(word)).collect();
     if !patterns.is_empty() {
         step("traffic");
-        let mut place = Place::new(places, EDGES)?;
+        let mut place = Place::new(places, EDGES, None)?;
         traffic::measure(&mut place, &patterns, effort, &mut report)?;
+    }
+    if wanted("devices") {
+        step("devices");
+        devices::measure(places, effort, &mut report)?;
     }
     if wanted("policy") {
         step("policy");

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -10,23 +11,26 @@ use std::{
 
 use agent_common::{id::IdentityId, layout::LAYOUT_VERSION};
 use anyhow::Context as _;
-use eastwall::datapath::{Capacity, Datapath, DatapathConfig, Pins};
+use eastwall::{
+    datapath::{Capacity, Datapath, DatapathConfig, Device, Pins},
+    policy::map_state::MapState,
+};
 use rustix::mount::{MountFlags, mount};
 use tempfile::TempDir;
 
 use super::{
-    bpf::{Attach, Empty, attached},
+    bpf::{Attach, Empty, Point, attached},
     synthetic::{self, CALLEE, CALLER},
     worker::Ends,
 };
-use crate::lab::{Cgroup, Lab, Namespace, NetNs};
+use crate::lab::{Cgroup, Lab, Namespace, NetNs, join};
 
 /// What all measurements share.
 #[derive(Debug)]
 pub struct Places {
     /// The lab: nothing is attached anywhere else.
     pub lab: Lab,
-    /// The network of all workers; its `lo` is up.
+    /// The network of all workers on the loopback, and the host's between two devices.
     pub netns: NetNs,
     dir: TempDir,
 }
@@ -55,10 +59,38 @@ impl Places {
             pins: self.dir.path().join("bpf").join(&name),
             run: self.dir.path().join(name),
             fast_refusal: true,
-            devices: false,
+            devices: true,
             kernel_log: false,
-            capacity: Capacity { flows: 1 << 20, ..Capacity::default() },
+            capacity: Capacity { flows: 1 << 20, prefixes: 1 << 17, ..Capacity::default() },
         }
+    }
+}
+
+/// A client and a server, each behind a device of the host, which routes between them.
+#[derive(Debug)]
+pub struct Wires {
+    nets: [NetNs; 2],
+    /// The host's end of each.
+    pub devices: [Device; 2],
+}
+
+impl Wires {
+    /// The addresses of the client and of the server.
+    pub const ADDRS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 1, 1)];
+
+    /// Makes them, with the network of `places` for the host's.
+    pub fn join(places: &Places) -> anyhow::Result<Self> {
+        let (host, nets) = (&places.netns, [NetNs::new(), NetNs::new()]);
+        join(host, ("to-client", ["10.9.0.254/24", "fd09::ff/64"]), &nets[0], ("eth0", ["10.9.0.1/24", "fd09::1/64"]));
+        join(
+            host,
+            ("to-server", ["10.9.1.254/24", "fd09:1::ff/64"]),
+            &nets[1],
+            ("eth0", ["10.9.1.1/24", "fd09:1::1/64"]),
+        );
+        host.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).context("forward packets")?;
+        let [client, server] = ["to-client", "to-server"].map(|name| host.device(name));
+        Ok(Self { nets, devices: [client, server] })
     }
 }
 
@@ -70,6 +102,7 @@ pub struct Place<'a> {
     client: Cgroup,
     server: Cgroup,
     netns: &'a NetNs,
+    wires: Option<&'a Wires>,
     pins: PathBuf,
 }
 
@@ -77,26 +110,31 @@ pub struct Place<'a> {
 const DETACH_MAX: Duration = Duration::from_secs(10);
 
 impl<'a> Place<'a> {
-    /// Makes it, with this many edges loaded and in force.
-    pub fn new(places: &'a Places, edges: usize) -> anyhow::Result<Self> {
+    /// Makes it, with this many edges loaded and in force. With `wires` both ends are behind devices, which are
+    /// guarded as well; else they share a loopback.
+    pub fn new(places: &'a Places, edges: usize, wires: Option<&'a Wires>) -> anyhow::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("bench-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let scope = places.lab.cgroup().child(&name);
         let (client, server) = (scope.child("client"), scope.child("server"));
-        let config = places.config(&scope);
+        let config = DatapathConfig { devices: wires.is_some(), ..places.config(&scope) };
         let pins = config.pins.clone();
         fs::create_dir(&config.run)?;
         let datapath = Datapath::load(config)?;
-        let mut place = Self { datapath, scope, client, server, netns: &places.netns, pins };
+        let mut place = Self { datapath, scope, client, server, netns: &places.netns, wires, pins };
         place.apply(edges, &[])?;
         Ok(place)
     }
 
     /// Puts a policy of another size in force, in which the caller may also call each of `more`.
     pub fn apply(&mut self, edges: usize, more: &[IdentityId]) -> anyhow::Result<()> {
-        let state = synthetic::compiled(edges, more);
+        self.put_in_force(&synthetic::compiled(edges, more))
+    }
+
+    /// Puts a compiled policy in force.
+    pub fn put_in_force(&mut self, state: &MapState) -> anyhow::Result<()> {
         let ids = synthetic::identities([(self.client.id(), CALLER), (self.server.id(), CALLEE)]);
-        let prepared = self.datapath.prepare(&state, synthetic::settings(), &ids)?;
+        let prepared = self.datapath.prepare(state, synthetic::settings(), &ids)?;
         self.datapath.flip(&prepared)?;
         self.datapath.settle()?;
         Ok(())
@@ -104,17 +142,49 @@ impl<'a> Place<'a> {
 
     /// Where workers run.
     pub fn ends(&self) -> Ends<'_> {
-        Ends { client: &self.client, server: &self.server, netns: self.netns }
+        let (client, server) = (&self.client, &self.server);
+        match self.wires {
+            None => Ends::on_loopback(client, server, self.netns),
+            Some(wires) => Ends { client, server, nets: wires.nets.each_ref(), addrs: Wires::ADDRS },
+        }
+    }
+
+    /// The cgroup of the callee.
+    pub fn server(&self) -> u64 {
+        self.server.id()
+    }
+
+    /// Whether its ends are behind devices.
+    pub const fn has_devices(&self) -> bool {
+        self.wires.is_some()
     }
 
     /// Attaches every program.
     pub fn attach(&mut self) -> anyhow::Result<()> {
-        Ok(self.datapath.attach()?)
+        self.datapath.attach()?;
+        self.guard_devices([self.client.id(), self.server.id()])
+    }
+
+    /// Attaches those of devices, each of a cgroup's workload.
+    pub fn guard_devices(&mut self, owners: [u64; 2]) -> anyhow::Result<()> {
+        let Some(wires) = self.wires else { return Ok(()) };
+        for ((device, addr), cgroup) in wires.devices.iter().zip(Wires::ADDRS).zip(owners) {
+            self.datapath.guard_device(device, cgroup)?;
+            self.datapath.own_address(&addr.to_ipv6_mapped().octets(), cgroup)?;
+        }
+        Ok(())
     }
 
     /// Attaches empty packet programs, until what is returned is dropped.
-    pub fn attach_empty(&self) -> anyhow::Result<[Empty; 2]> {
-        Ok([Empty::attach(&self.scope, Attach::Egress)?, Empty::attach(&self.scope, Attach::Ingress)?])
+    pub fn attach_empty(&self) -> anyhow::Result<Vec<Empty>> {
+        self.points().map(|(point, attach)| Empty::attach(point, attach)).collect()
+    }
+
+    /// Where packet programs are attached.
+    fn points(&self) -> impl Iterator<Item = (Point<'_>, Attach)> {
+        let devices = self.wires.into_iter().flat_map(|wires| wires.devices).map(|device| Point::Device(device.index));
+        let points = std::iter::once(Point::Cgroup(&self.scope)).chain(devices);
+        points.flat_map(|point| [(point, Attach::Egress), (point, Attach::Ingress)])
     }
 
     /// Takes every program off and waits until the packet programs are gone.
@@ -125,9 +195,11 @@ impl<'a> Place<'a> {
         }
         let end = Instant::now() + DETACH_MAX;
         // A link is taken off by a worker of the kernel after its last user is gone.
-        while attached(&self.scope, Attach::Ingress)? + attached(&self.scope, Attach::Egress)? > 0 {
-            anyhow::ensure!(Instant::now() < end, "the programs do not come off");
-            thread::sleep(Duration::from_micros(200));
+        for (point, attach) in self.points() {
+            while attached(point, attach)? > 0 {
+                anyhow::ensure!(Instant::now() < end, "the programs do not come off");
+                thread::sleep(Duration::from_micros(200));
+            }
         }
         Ok(())
     }

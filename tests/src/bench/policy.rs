@@ -45,7 +45,7 @@ pub fn measure(places: &Places, effort: Effort, report: &mut Report) -> anyhow::
 }
 
 fn kernel(places: &Places, effort: Effort, report: &mut Report) -> anyhow::Result<()> {
-    let mut place = Place::new(places, 10)?;
+    let mut place = Place::new(places, 10, None)?;
     place.attach()?;
     for (edges, name, target) in [(EDGES, "100k", Some(Target::AtMost(300.0))), (1_000_000, "1M", None)] {
         let state = synthetic::compiled(edges, &[]);

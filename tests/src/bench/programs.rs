@@ -4,7 +4,7 @@
 //! add to a number is taken off by an empty program in the place of ours. Beside that, first packets
 //! by test runs, in which nothing but the program is in the caches.
 
-use std::{fs, os::unix::fs::MetadataExt as _};
+use std::{fs, net::Ipv4Addr, os::unix::fs::MetadataExt as _};
 
 use agent_common::{id::IdentityId, layout::names::program};
 use anyhow::Context as _;
@@ -12,7 +12,7 @@ use eastwall::sources::cgroup::Hierarchy;
 
 use super::{
     Effort,
-    bpf::{Attach, Empty, Statistics},
+    bpf::{Attach, Empty, Point, Statistics},
     load::Kind,
     place::{Place, Places},
     report::{Report, Row, Target},
@@ -76,14 +76,16 @@ enum Side<'a> {
 impl<'a> Subject<'a> {
     fn bare(places: &'a Places) -> anyhow::Result<Self> {
         let cgroup = places.lab.cgroup().child("bench-bare");
-        let programs = [Empty::attach(&cgroup, DIRECTIONS[0].1)?, Empty::attach(&cgroup, DIRECTIONS[1].1)?];
-        let ends = Ends { client: &cgroup, server: &cgroup, netns: &places.netns };
-        let pairs = start(ends)?;
+        let programs = [
+            Empty::attach(Point::Cgroup(&cgroup), DIRECTIONS[0].1)?,
+            Empty::attach(Point::Cgroup(&cgroup), DIRECTIONS[1].1)?,
+        ];
+        let pairs = start(Ends::on_loopback(&cgroup, &cgroup, &places.netns))?;
         Ok(Self { side: Side::Bare { _cgroup: cgroup, programs }, pairs, runs: Default::default() })
     }
 
     fn guarded(places: &'a Places, edges: usize) -> anyhow::Result<Self> {
-        let mut place = Place::new(places, edges)?;
+        let mut place = Place::new(places, edges, None)?;
         place.attach()?;
         let pairs = start(place.ends())?;
         Ok(Self { side: Side::Guarded(Box::new(place)), pairs, runs: Default::default() })
@@ -146,7 +148,7 @@ fn add(subjects: &[Subject<'_>], report: &mut Report) {
 }
 
 /// Adds what a size costs against the smallest, which is the first.
-fn same_as_smallest(smallest: &mut Option<f64>, spread: Spread, what: &str, size: &str, report: &mut Report) {
+pub fn same_as_smallest(smallest: &mut Option<f64>, spread: Spread, what: &str, size: &str, report: &mut Report) {
     let Some(smallest) = *smallest else {
         *smallest = Some(spread.median);
         return;
@@ -167,7 +169,7 @@ fn test_runs(places: &Places, guarded: &mut [Side<'_>], effort: Effort, report: 
     let (mut cgroups, mut listeners) = (Vec::new(), Vec::new());
     for id in &ids {
         let cgroup = places.lab.cgroup().child(&format!("bench-callee-{}", id.0));
-        listeners.push(Server::start(Kind::TcpRr, CPUS[1], &cgroup, &places.netns)?);
+        listeners.push(Server::start(Kind::TcpRr, CPUS[1], &cgroup, &places.netns, Ipv4Addr::LOCALHOST)?);
         cgroups.push(cgroup);
     }
     let mut times = vec![(Vec::new(), Vec::new()); guarded.len()];
@@ -221,7 +223,7 @@ fn syn(from: u16, to: u16) -> Vec<u8> {
 }
 
 /// The cgroup that this process is in.
-fn own_cgroup() -> anyhow::Result<u64> {
+pub fn own_cgroup() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/self/cgroup")?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::")).context("find the own cgroup")?;
     Ok(fs::metadata(Hierarchy::find()?.dir(path))?.ino())

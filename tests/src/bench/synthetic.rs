@@ -1,10 +1,10 @@
 //! Policies of any size: text as people write it, and the compiled form.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr};
 
 use agent_common::{
     id::IdentityId,
-    layout::{EdgeEntry, EdgeKey, IdentSlot, Range, Settings, ident_flags, level},
+    layout::{EdgeEntry, EdgeKey, IdentSlot, PrefixKey, Range, Settings, ident_flags, level},
     verdict::Mode,
 };
 use eastwall::{datapath::Identities, policy::map_state::MapState};
@@ -26,6 +26,17 @@ pub fn compiled(edges: usize, more: &[IdentityId]) -> MapState {
         let mut id = || IdentityId(random.next() & !IdentityId::SET_BIT | 1 << 62);
         let key = EdgeKey { from: id(), to: id() };
         state.edges.insert(key, any_port());
+    }
+    state
+}
+
+/// As [`compiled`], and this many addresses of workloads of other hosts are known.
+pub fn compiled_with_addresses(edges: usize, addresses: u32) -> MapState {
+    let mut state = compiled(edges, &[]);
+    for n in 0..addresses {
+        // 172.16.0.0/12 has room for a million of them.
+        let addr = Ipv4Addr::from_bits(0xac10_0000 + n).to_ipv6_mapped().octets();
+        state.prefixes.insert(PrefixKey { bits: 128, addr }, IdentityId(1 << 61 | u64::from(n)));
     }
     state
 }

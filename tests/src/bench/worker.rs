@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     os::{fd::AsFd as _, unix::net::UnixStream},
     time::{Duration, Instant},
 };
@@ -61,8 +61,17 @@ pub struct Ends<'a> {
     pub client: &'a Cgroup,
     /// The server's.
     pub server: &'a Cgroup,
-    /// Both ends' network namespace.
-    pub netns: &'a NetNs,
+    /// The network namespaces of the client and of the server.
+    pub nets: [&'a NetNs; 2],
+    /// Their addresses there.
+    pub addrs: [Ipv4Addr; 2],
+}
+
+impl<'a> Ends<'a> {
+    /// Both on the loopback of one network namespace.
+    pub const fn on_loopback(client: &'a Cgroup, server: &'a Cgroup, netns: &'a NetNs) -> Self {
+        Self { client, server, nets: [netns; 2], addrs: [Ipv4Addr::LOCALHOST; 2] }
+    }
 }
 
 /// A worker that is silent for longer than this has failed.
@@ -71,9 +80,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 impl Pair {
     /// Starts both, the server first, on these CPUs.
     pub fn start(kind: Kind, ends: Ends<'_>, cpus: [usize; 2]) -> anyhow::Result<Self> {
-        let server = Server::start(kind, cpus[1], ends.server, ends.netns)?;
-        let addr = server.addr.to_string();
-        let client = Worker::start(kind, "client", cpus[0], Some(&addr), ends.client, ends.netns)?;
+        let server = Server::start(kind, cpus[1], ends.server, ends.nets[1], ends.addrs[1])?;
+        let args = ["client", &cpus[0].to_string(), &ends.addrs[0].to_string(), &server.addr.to_string()];
+        let client = Worker::start(kind, &args, ends.client, ends.nets[0])?;
         let helpers = kernel_threads("ksoftirqd/")?;
         Ok(Self { client, server, helpers })
     }
@@ -99,8 +108,9 @@ impl Pair {
 
 impl Server {
     /// Starts it; when this returns, it can be called.
-    pub fn start(kind: Kind, cpu: usize, cgroup: &Cgroup, netns: &NetNs) -> anyhow::Result<Self> {
-        let mut worker = Worker::start(kind, "server", cpu, None, cgroup, netns)?;
+    pub fn start(kind: Kind, cpu: usize, cgroup: &Cgroup, netns: &NetNs, addr: Ipv4Addr) -> anyhow::Result<Self> {
+        let args = ["server", &cpu.to_string(), &addr.to_string()];
+        let mut worker = Worker::start(kind, &args, cgroup, netns)?;
         let addr = worker.hear().with_context(|| format!("start a server of {}", kind.word()))?;
         let addr = addr.parse().with_context(|| format!("a server says `{addr}`"))?;
         Ok(Self { worker, addr })
@@ -113,18 +123,11 @@ impl Server {
 }
 
 impl Worker {
-    fn start(
-        kind: Kind,
-        role: &str,
-        cpu: usize,
-        more: Option<&str>,
-        cgroup: &Cgroup,
-        netns: &NetNs,
-    ) -> anyhow::Result<Self> {
+    fn start(kind: Kind, args: &[&str], cgroup: &Cgroup, netns: &NetNs) -> anyhow::Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
         control.set_read_timeout(Some(SILENCE_MAX))?;
-        let program = Program::new(&std::env::current_exe()?).arg("load").arg(kind.word()).arg(role);
-        let program = more.iter().fold(program.arg(cpu.to_string()), |program, arg| program.arg(arg));
+        let program = Program::new(&std::env::current_exe()?).arg("load").arg(kind.word());
+        let program = args.iter().fold(program, |program, arg| program.arg(arg));
         let process = program.spawn(cgroup, netns, Some(theirs.as_fd()))?;
         Ok(Self { process, answers: BufReader::new(control.try_clone()?), control })
     }

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use eastwall::datapath::Device;
+
 use super::Namespace;
 
 /// How long a pair may take to come up. It is waited for, so this is no delay.
@@ -69,6 +71,20 @@ impl NetNs {
         let output = self.run(|| Command::new("ip").args(words.split_whitespace()).output()).expect("run ip");
         assert!(output.status.success(), "`ip {words}`: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// One end of a pair, the other end of which is in another namespace.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such device.
+    #[must_use]
+    pub fn device(&self, name: &str) -> Device {
+        let line = self.ip(&format!("-o link show dev {name}"));
+        let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
+        let mut words = line.split_whitespace().skip_while(|word| *word != "link-netnsid");
+        let netns = words.nth(1).and_then(|n| n.parse().ok()).expect("its other end is in another namespace");
+        Device { index, netns }
     }
 
     /// Joins two namespaces, which may be the same. When this returns, both ends are up and know each

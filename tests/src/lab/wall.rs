@@ -47,13 +47,7 @@ impl Wall {
     pub fn unguarded(options: GuardOptions) -> Option<Self> {
         let Routed { web, db, host, lab } = Routed::open()?;
         let guard = RefCell::new(Guard::load(&lab, GuardOptions { devices: true, ..options }));
-        let devices = DEVICES.map(|name| {
-            let line = host.ip(&format!("-o link show dev {name}"));
-            let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
-            let mut words = line.split_whitespace().skip_while(|word| *word != "link-netnsid");
-            let netns = words.nth(1).and_then(|n| n.parse().ok()).expect("its other end is in another namespace");
-            Device { index, netns }
-        });
+        let devices = DEVICES.map(|name| host.device(name));
         let wall = Self { web, db, host, guard, devices, lab };
         wall.allow(&[]);
         Some(wall)
