@@ -51,7 +51,7 @@ pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decis
             None => Decision::deny(no_match(first_match(policy, entry, flow, clock, false))),
         };
     }
-    let (mut best, mut expired) = (NO_RANGE, Reason::NoRule);
+    let (mut best, mut expired) = (NO_RANGE, false);
     for i in 0..WILDCARD_KEYS {
         let Some(entry) = policy.edge(&wildcard(i, flow)) else {
             continue;
@@ -59,14 +59,14 @@ pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decis
         match first_match(policy, entry, flow, clock, true) {
             Some(range) if better(&range, &best) => best = range,
             Some(_) => {}
-            None => {
-                if matches!(no_match(first_match(policy, entry, flow, clock, false)), Reason::Expired) {
-                    expired = Reason::Expired;
-                }
-            }
+            None => expired |= matches!(no_match(first_match(policy, entry, flow, clock, false)), Reason::Expired),
         }
     }
-    if best.level() == NO_LEVEL { Decision::deny(expired) } else { decision(&best) }
+    match best.level() {
+        NO_LEVEL if expired => Decision::deny(Reason::Expired),
+        NO_LEVEL => Decision::deny(Reason::NoRule),
+        _ => decision(&best),
+    }
 }
 
 /// Keys with a wildcard: (from, any), (any, to), (any, any).
