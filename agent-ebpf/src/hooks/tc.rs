@@ -62,9 +62,9 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
         return TCX_NEXT;
     };
     if leaves {
-        if passes_from(skb, cgroup, epoch) { TCX_NEXT } else { judge_from(skb, cgroup, netns, epoch) }
+        if passes_from(skb, cgroup, epoch) { TCX_NEXT } else { ew_judge_from(skb, cgroup, netns, epoch) }
     } else {
-        judge_to(skb, cgroup, netns, epoch)
+        ew_judge_to(skb, cgroup, netns, epoch)
     }
 }
 
@@ -81,13 +81,17 @@ fn passes_to(skb: *mut __sk_buff, epoch: u32) -> bool {
     passes(skb, epoch, false)
 }
 
+/// Global, so that the verifier checks a judgement by itself and not for every state of the fast path.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
+pub extern "C" fn ew_judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
     judge(skb, device, netns, epoch, true)
 }
 
+/// See [`ew_judge_from`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
+pub extern "C" fn ew_judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
     judge(skb, device, netns, epoch, false)
 }
 
