@@ -51,33 +51,35 @@ pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decis
             None => Decision::deny(no_match(first_match(policy, entry, flow, clock, false))),
         };
     }
-    let (mut best, mut expired) = (NO_RANGE, Reason::NoRule);
-    for i in 0..WILDCARD_KEYS {
-        let Some(entry) = policy.edge(&wildcard(i, flow)) else {
-            continue;
-        };
-        match first_match(policy, entry, flow, clock, true) {
-            Some(range) if better(&range, &best) => best = range,
-            Some(_) => {}
-            None => {
-                if matches!(no_match(first_match(policy, entry, flow, clock, false)), Reason::Expired) {
-                    expired = Reason::Expired;
-                }
-            }
-        }
+    let (mut best, mut expired) = (NO_RANGE, false);
+    // One by one: verifiers before Linux 6.6 refuse the shape that the compiler gives to a loop over them.
+    for_key(policy, EdgeKey { from: flow.from, to: IdentityId::ANY }, flow, clock, &mut best, &mut expired);
+    for_key(policy, EdgeKey { from: IdentityId::ANY, to: flow.to }, flow, clock, &mut best, &mut expired);
+    for_key(policy, EdgeKey { from: IdentityId::ANY, to: IdentityId::ANY }, flow, clock, &mut best, &mut expired);
+    match best.level() {
+        NO_LEVEL if expired => Decision::deny(Reason::Expired),
+        NO_LEVEL => Decision::deny(Reason::NoRule),
+        _ => decision(&best),
     }
-    if best.level() == NO_LEVEL { Decision::deny(expired) } else { decision(&best) }
 }
 
-/// Keys with a wildcard: (from, any), (any, to), (any, any).
-const WILDCARD_KEYS: u32 = 3;
-
+/// Looks at one key with a wildcard: keeps its range if that is better, and notes if only time speaks against one.
 #[inline(always)]
-const fn wildcard(i: u32, flow: &Flow) -> EdgeKey {
-    match i {
-        0 => EdgeKey { from: flow.from, to: IdentityId::ANY },
-        1 => EdgeKey { from: IdentityId::ANY, to: flow.to },
-        _ => EdgeKey { from: IdentityId::ANY, to: IdentityId::ANY },
+fn for_key(
+    policy: &impl PolicyMap,
+    key: EdgeKey,
+    flow: &Flow,
+    clock: &impl Clock,
+    best: &mut Range,
+    expired: &mut bool,
+) {
+    let Some(entry) = policy.edge(&key) else {
+        return;
+    };
+    match first_match(policy, entry, flow, clock, true) {
+        Some(range) if better(&range, best) => *best = range,
+        Some(_) => {}
+        None => *expired |= matches!(no_match(first_match(policy, entry, flow, clock, false)), Reason::Expired),
     }
 }
 

@@ -5,9 +5,9 @@
 use core::mem::MaybeUninit;
 
 use agent_common::{
-    id::IdentityId,
+    id::{IdentityId, RuleNumber},
     layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, LAYOUT_VERSION, record_flags},
-    verdict::{Decision, Verdict},
+    verdict::{Decision, Reason, Verdict},
 };
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 
@@ -17,6 +17,20 @@ use crate::{
     maps::{DENY_BUDGET, DENY_COUNTS, DENY_FOLDED, DENY_SEEN, EVENTS},
     policy, sockets,
 };
+
+/// What a hook's report is told, as one number: a decision does not cross the border of a global function.
+#[inline(always)]
+pub const fn told(decision: &Decision, verdict: Verdict) -> u32 {
+    decision.reason as u32 | (verdict as u32) << 8
+}
+
+/// The reverse of [`told`], with the decision's rule.
+#[inline(always)]
+pub fn heard(told: u32, rule: u32) -> (Decision, Verdict) {
+    let reason = Reason::from_u8(told as u8).unwrap_or(Reason::Internal);
+    let verdict = if told >> 8 == 0 { Verdict::Deny } else { Verdict::Allow };
+    (Decision { rule: RuleNumber(rule), ..Decision::deny(reason) }, verdict)
+}
 
 /// Counts a denial and reports it. `fill` adds what only the hook knows.
 #[inline(always)]

@@ -18,6 +18,8 @@ use crate::{
 
 /// Everything a decision and its report need, seen from this end: a choice between source and
 /// destination at run time would be a variable offset into the stack, which the verifier refuses.
+///
+/// Without padding: what a global function is given must have been written, every byte of it.
 #[repr(C)]
 pub struct Case {
     /// This end's address.
@@ -60,7 +62,11 @@ pub struct Case {
     pub leaves: bool,
     /// Whether this end called or was called.
     pub role: Role,
+    /// Zero.
+    reserved: [u8; 6],
 }
+
+const _: () = assert!(size_of::<Case>() == 4 * 16 + 3 * 8 + 3 * 4 + 4 * 2 + 12);
 
 impl Case {
     /// One about this end, without a packet.
@@ -87,6 +93,7 @@ impl Case {
             hook: hook as u8,
             leaves,
             role: if leaves { Role::Caller } else { Role::Callee },
+            reserved: [0; 6],
         }
     }
 

@@ -21,16 +21,25 @@ use crate::{
 
 /// The other end as this end believes it to be.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Peer {
     /// Identity.
     pub id: IdentityId,
     /// How it is known.
     pub known_by: KnownBy,
+    /// Zero: see [`crate::judge::Case`].
+    reserved: [u8; 7],
 }
 
 impl Peer {
     /// Nobody that is known.
-    pub const UNKNOWN: Self = Self { id: IdentityId::UNKNOWN, known_by: KnownBy::Nothing };
+    pub const UNKNOWN: Self = Self::new(IdentityId::UNKNOWN, KnownBy::Nothing);
+
+    /// Somebody.
+    #[inline(always)]
+    pub const fn new(id: IdentityId, known_by: KnownBy) -> Self {
+        Self { id, known_by, reserved: [0; 7] }
+    }
 }
 
 /// What a look-up of a socket found.
@@ -110,7 +119,7 @@ pub fn cgroup_by_storage(sk: *mut bpf_sock) -> u64 {
 pub fn by_cgroup(cgroup: u64, side: u32) -> Peer {
     // Who owns the peer's socket is not known here, so a workload narrowed by uid is its cgroup's.
     let slot = who::slot_of(cgroup, || u32::MAX, side);
-    Peer { id: slot.id, known_by: KnownBy::Socket }
+    Peer::new(slot.id, KnownBy::Socket)
 }
 
 /// The identity of an address: that of the workload of this host which has it, else the longest range of an
@@ -118,7 +127,7 @@ pub fn by_cgroup(cgroup: u64, side: u32) -> Peer {
 #[inline(always)]
 pub fn by_address(addr: &Addr, side: u32) -> Peer {
     if let Some(owner) = owner_of(addr) {
-        return Peer { known_by: KnownBy::Address, ..by_cgroup(owner, side) };
+        return Peer::new(by_cgroup(owner, side).id, KnownBy::Address);
     }
     let Some(trie) = ADDR_EXT.get(side) else {
         return Peer::UNKNOWN;
@@ -135,14 +144,16 @@ pub fn by_address(addr: &Addr, side: u32) -> Peer {
             .as_ref()
     };
     match id {
-        Some(&id) => Peer { id: IdentityId(id), known_by: KnownBy::Address },
-        None => Peer { id: IdentityId::WORLD, known_by: KnownBy::World },
+        Some(&id) => Peer::new(IdentityId(id), KnownBy::Address),
+        None => Peer::new(IdentityId::WORLD, KnownBy::World),
     }
 }
 
 /// A cgroup of the workload of this host that has an address; 0 if that is no one workload.
 #[inline(always)]
 pub fn owner_of(addr: &Addr) -> Option<u64> {
+    // Before Linux 6.2 a key is on the stack or in a map, and nowhere else.
+    let key = *addr;
     // SAFETY: a word that the agent stores whole.
-    unsafe { ADDR_OWNER.get(addr) }.copied()
+    unsafe { ADDR_OWNER.get(key) }.copied()
 }

@@ -82,15 +82,20 @@ pub fn decide_counted(flow: &Flow, epoch: u32, out: &mut Decision) -> bool {
         direction: flow.direction as u16,
     };
     let mut answer = Answer::default();
-    let may_be_dns = ew_decide(&raw const question, &raw mut answer, epoch);
+    let said = ew_decide(&raw const question, &raw mut answer, epoch);
     *out = Decision {
-        allow: answer.allow != 0,
-        reason: Reason::from_u8(answer.reason as u8).unwrap_or(Reason::Internal),
+        allow: said & ALLOW != 0,
+        reason: Reason::from_u8(said as u8).unwrap_or(Reason::Internal),
         rule: RuleNumber(answer.rule),
         valid_until: BootSeconds(answer.valid_until),
     };
-    may_be_dns != 0
+    said & MAY_BE_DNS != 0
 }
+
+/// Bits of what [`ew_decide`] returns, above the reason. Without them it is a denial.
+const ALLOW: u32 = 1 << 8;
+/// See [`ALLOW`].
+const MAY_BE_DNS: u32 = 1 << 9;
 
 /// A flow in integers: what crosses the border of a function that the verifier checks by itself.
 #[repr(C)]
@@ -102,12 +107,10 @@ pub struct Question {
     direction: u16,
 }
 
-/// A decision in integers. All zero is a denial.
+/// The rest of a decision, which does not fit into what is returned. Few bytes: the stack of the callers is short.
 #[derive(Default)]
 #[repr(C)]
 pub struct Answer {
-    allow: u32,
-    reason: u32,
     rule: u32,
     valid_until: u32,
 }
@@ -141,11 +144,11 @@ pub extern "C" fn ew_decide(question: *const Question, answer: *mut Answer, epoc
             (*stat).last_ns = bpf_ktime_get_coarse_ns();
         }
     }
-    answer.allow = u32::from(decision.allow);
-    answer.reason = decision.reason as u32;
     answer.rule = decision.rule.0;
     answer.valid_until = decision.valid_until.0;
-    u32::from(builtin::may_be_dns(&decision, &flow))
+    let allow = if decision.allow { ALLOW } else { 0 };
+    let may_be_dns = if builtin::may_be_dns(&decision, &flow) { MAY_BE_DNS } else { 0 };
+    u32::from(decision.reason as u8) | allow | may_be_dns
 }
 
 /// Says whether an address is one of a resolver of this node.

@@ -49,16 +49,23 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
     if memory::passes(skb, epoch, leaves) {
         return Verdict::Allow as i32;
     }
-    if leaves { judge_egress(skb, epoch) } else { judge_ingress(skb, epoch) }
+    let verdict = if leaves { ew_judge_egress(skb, epoch) } else { ew_judge_ingress(skb, epoch) };
+    // The compiler knows that it is 0 or 1; the verifier does not, and wants to see it.
+    // SAFETY: a value on the stack.
+    i32::from(unsafe { core::ptr::read_volatile(&raw const verdict) } != 0)
 }
 
+/// Global, so that the verifier checks a judgement by itself and not for every state of the fast path.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_egress(skb: *mut __sk_buff, epoch: u32) -> i32 {
+pub extern "C" fn ew_judge_egress(skb: *mut __sk_buff, epoch: u32) -> i32 {
     judge(skb, epoch, true)
 }
 
+/// See [`ew_judge_egress`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_ingress(skb: *mut __sk_buff, epoch: u32) -> i32 {
+pub extern "C" fn ew_judge_ingress(skb: *mut __sk_buff, epoch: u32) -> i32 {
     judge(skb, epoch, false)
 }
 
@@ -72,7 +79,7 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
     // SAFETY: the context.
     (case.ifindex, case.bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
     let mut decision = on_error(&Error::NoSocket);
-    let failed = read_case(skb, &mut case);
+    let failed = ew_skb_read(skb, &raw mut case);
     if failed != 0 {
         decision = on_error(&Error::Parse(headers::error(failed)));
         return finish(skb, &case, &decision);
@@ -87,9 +94,15 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
     }
 }
 
-/// Reads the packet into the case. A frame of its own: the stack holds 512 bytes over all frames.
+/// Reads the packet into the case. Like all steps of a judgement a frame of its own, since the stack holds 512 bytes
+/// over all frames, and global, so that the verifier checks each step once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
+pub extern "C" fn ew_skb_read(skb: *mut __sk_buff, case: *mut Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 1;
+    };
     if let Some(plain) = headers::plain(skb) {
         case.read_plain(&plain);
         return 0;
@@ -189,7 +202,7 @@ fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
 #[inline(always)]
 fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
     if case.leaves && case.proto == proto::UDP && case.ifindex == LOOPBACK {
-        say_who_sends(skb, case);
+        ew_skb_say_who_sends(skb, case);
     }
     let echo = case.echo();
     let mut key = case.flow_key(case.cgroup);
@@ -197,7 +210,7 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
     case.role = if case.leaves == reply { Role::Callee } else { Role::Caller };
     match known {
         Known::Live(valid_until) => {
-            remember_datagram(skb, case, valid_until);
+            ew_skb_remember_datagram(skb, case, valid_until);
             return Verdict::Allow as i32;
         }
         Known::No if echo == Some(0) => {
@@ -218,7 +231,7 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
         let recorded = flows::record(&key, case.epoch, decision.valid_until.0, case.peer_cgroup);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies
         // that look like new flows.
-        let connected = remember_datagram(skb, case, decision.valid_until.0);
+        let connected = ew_skb_remember_datagram(skb, case, decision.valid_until.0) != 0;
         if !recorded && !connected {
             *decision = on_error(&Error::FlowTableFull);
         }
@@ -230,8 +243,13 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
 ///
 /// A port can change hands. The new owner's socket remembers nothing, so its first datagram comes here, and
 /// ends what its predecessor was allowed before the door could take it along.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn say_who_sends(skb: *mut __sk_buff, case: &Case) {
+pub extern "C" fn ew_skb_say_who_sends(skb: *mut __sk_buff, case: *const Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
     let mut tuple = Tuple::new(&case.local_addr, case.local_port, &case.peer_addr, case.peer_port);
     let mut receiver = 0;
     peer::find(skb.cast(), proto::UDP, &mut tuple, |sk| {
@@ -243,12 +261,13 @@ fn say_who_sends(skb: *mut __sk_buff, case: &Case) {
         receiver
     });
     if receiver == 0 {
-        return;
+        return 0;
     }
     let mut key = flows::key(receiver, &case.peer_addr, &case.local_addr, case.peer_port, case.local_port, proto::UDP);
     flows::forget_unless(&key, case.cgroup);
     key.direction = 1;
     flows::forget_unless(&key, case.cgroup);
+    0
 }
 
 /// Notes that somebody calls this socket, so that sendmsg does not take its replies for calls.
@@ -264,7 +283,17 @@ fn mark_called(skb: *mut __sk_buff) {
 
 /// Lets a UDP socket remember a flow: its only one if it is connected, and else its last. Says whether it
 /// is connected and remembers.
+#[unsafe(no_mangle)]
 #[inline(never)]
+pub extern "C" fn ew_skb_remember_datagram(skb: *mut __sk_buff, case: *const Case, valid_until: u32) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    u32::from(remember_datagram(skb, case, valid_until))
+}
+
+#[inline(always)]
 fn remember_datagram(skb: *mut __sk_buff, case: &Case, valid_until: u32) -> bool {
     let Some(sk) = sockets::full(skb) else {
         return false;
@@ -291,14 +320,20 @@ fn remember_datagram(skb: *mut __sk_buff, case: &Case, valid_until: u32) -> bool
 /// Names the other end and decides. A frame of its own.
 #[inline(never)]
 fn decide(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) {
-    name_peer(skb, case);
+    ew_skb_name_peer(skb, case);
     case.decide(decision);
 }
 
 /// A frame of its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn name_peer(skb: *mut __sk_buff, case: &mut Case) {
+pub extern "C" fn ew_skb_name_peer(skb: *mut __sk_buff, case: *mut Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 0;
+    };
     case.peer = peer_of(skb, case);
+    0
 }
 
 /// Who the other end is.
@@ -311,7 +346,7 @@ fn peer_of(skb: *mut __sk_buff, case: &mut Case) -> Peer {
     if !matches!(case.proto, proto::TCP | proto::UDP) {
         // Over loopback nothing but TCP and UDP can be looked up; what is left goes to the kernel.
         let host = peer::by_cgroup(who::ROOT_CGROUP, side);
-        return Peer { known_by: KnownBy::Host, ..host };
+        return Peer::new(host.id, KnownBy::Host);
     }
     let mut tuple = Tuple::new(&case.local_addr, case.local_port, &case.peer_addr, case.peer_port);
     match peer::find(skb.cast(), case.proto, &mut tuple, peer::cgroup_by_helper) {
@@ -333,13 +368,21 @@ fn passes(case: &Case, decision: &Decision) -> bool {
 /// Applies the mode, reports a denial, returns the hook's code.
 #[inline(always)]
 fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
-    case.conclude(decision, |verdict| report(skb, case, decision, verdict as u32)) as i32
+    case.conclude(decision, |verdict| {
+        ew_skb_report(skb, case, emit::told(decision, verdict), decision.rule.0);
+    }) as i32
 }
 
+/// A frame of its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn report(skb: *mut __sk_buff, case: &Case, decision: &Decision, verdict: u32) {
-    let verdict = if verdict == 0 { Verdict::Deny } else { Verdict::Allow };
-    emit::denial(case, decision, verdict, |record| {
+pub extern "C" fn ew_skb_report(skb: *mut __sk_buff, case: *const Case, told: u32, rule: u32) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    let (decision, verdict) = emit::heard(told, rule);
+    emit::denial(case, &decision, verdict, |record| {
         record.flags |= record_flags::LOCAL_PORT | record_flags::LOCAL_ADDR;
         // SAFETY: the context.
         record.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
@@ -349,6 +392,7 @@ fn report(skb: *mut __sk_buff, case: &Case, decision: &Decision, verdict: u32) {
         // SAFETY: storage of a live socket.
         unsafe { describe(&*stored, record, case.leaves) };
     });
+    0
 }
 
 /// Adds what the socket's maker left behind. At the door that is the callee, which did nothing: only

@@ -98,7 +98,22 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         case.icmp = [if case.proto == proto::ICMP { 8 } else { 128 }, 0];
         case.peer_port = 0;
     }
-    judge_case(ctx, &mut case, acting, was_called)
+    let verdict = ew_sa_judge(ctx, &raw mut case, acting, u32::from(was_called));
+    // The compiler knows that it is 0 or 1; the verifier does not, and wants to see it.
+    // SAFETY: a value on the stack.
+    i32::from(unsafe { core::ptr::read_volatile(&raw const verdict) } != 0)
+}
+
+/// Judges a case. Like its larger steps global, so that the verifier checks each once and not for every state of its
+/// callers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_sa_judge(ctx: *mut bpf_sock_addr, case: *mut Case, acting: u64, was_called: u32) -> i32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 0;
+    };
+    judge_case(ctx, case, acting, was_called != 0)
 }
 
 /// Says whether a datagram belongs to the flow that the socket remembers, and its own workload sends it.
@@ -124,8 +139,8 @@ fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64, was_called:
     // Only a labelled endpoint counts as another workload; kernel workers live in the root cgroup.
     let other_task = acting > 1 && task.flags & ident_flags::INHERIT != 0 && task.id.0 != case.slot.id.0;
 
-    let mut certain = Candidates { address: None, socket: None, unsure: true };
-    find_candidates(ctx, case, &mut certain);
+    let mut certain = Candidates::UNSURE;
+    ew_sa_find_candidates(ctx, case, &raw mut certain);
     let verdict = own_verdict(ctx, case, &certain, was_called, !other_task);
     if verdict == 0 || !other_task {
         return verdict;
@@ -147,9 +162,15 @@ fn judge_case(ctx: *mut bpf_sock_addr, case: &mut Case, acting: u64, was_called:
 }
 
 /// A frame of its own, as the stack is short.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn find_candidates(ctx: *mut bpf_sock_addr, case: &Case, out: &mut Candidates) {
+pub extern "C" fn ew_sa_find_candidates(ctx: *mut bpf_sock_addr, case: *const Case, out: *mut Candidates) -> u32 {
+    // SAFETY: the verifier knows the sizes behind both pointers, and that they may be null.
+    let (Some(case), Some(out)) = (unsafe { case.as_ref() }, unsafe { out.as_mut() }) else {
+        return 0;
+    };
     *out = Candidates::of(ctx, case, &case.peer_addr, case.epoch & 1);
+    0
 }
 
 /// A frame of its own.
@@ -171,7 +192,7 @@ fn own_verdict(
     if candidates.any_allows(case, &mut decision) {
         // The packet hook would find the same, unless it depends on who owns the socket.
         if own_task && candidates.is_one() && case.slot.flags & ident_flags::ASK_UID == 0 {
-            remember_call(ctx, case, decision.valid_until.0);
+            ew_sa_remember_call(ctx, case, decision.valid_until.0);
         }
         return 1;
     }
@@ -184,22 +205,28 @@ fn own_verdict(
 
 /// Lets a TCP socket that has no connection yet remember that it may call, so that the SYN, which leaves
 /// next, is not judged a second time.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn remember_call(ctx: *mut bpf_sock_addr, case: &Case, valid_until: u32) {
+pub extern "C" fn ew_sa_remember_call(ctx: *mut bpf_sock_addr, case: *const Case, valid_until: u32) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
     // SAFETY: the context and its socket.
     let (sk, protocol) = unsafe { ((*ctx).__bindgen_anon_1.sk, (*ctx).protocol) };
     // SAFETY: as above.
     if sk.is_null() || protocol != u32::from(proto::TCP) || unsafe { (*sk).state } != state::CLOSE {
-        return;
+        return 0;
     }
     let Some(stored) = sockets::stored(sk) else {
-        return;
+        return 0;
     };
     // SAFETY: storage of the caller's socket.
     unsafe {
         (*stored).sticky_role = Role::Caller as u8;
         memory::remember_call(stored, case, valid_until);
     }
+    0
 }
 
 /// Says whether a datagram can be the answer to one that came in: then only the packet hook, which knows
@@ -235,22 +262,42 @@ fn finish(ctx: *mut bpf_sock_addr, case: &Case, decision: &Decision, mode: Mode)
     let verdict = mode.apply(decision);
     let by_task = case.task.0 != 0;
     if matches!(verdict, Verdict::Deny) || by_task && mode.reports(decision) {
-        report(ctx, case, decision, verdict as u32);
+        ew_sa_report(ctx, case, emit::told(decision, verdict), decision.rule.0);
     }
     verdict as i32
 }
 
 /// Who the destination can be. A refusal here needs that none of them is allowed.
-struct Candidates {
-    /// By address, unless it is a loopback address.
-    address: Option<Peer>,
-    /// By the socket that would receive.
-    socket: Option<Peer>,
+///
+/// Without padding, as [`Case`].
+#[repr(C)]
+pub struct Candidates {
+    /// By address, if [`Self::has_address`].
+    address: Peer,
+    /// By the socket that would receive, if [`Self::has_socket`].
+    socket: Peer,
+    /// It is no loopback address.
+    has_address: bool,
+    /// There is a socket, whose cgroup is known at this hook.
+    has_socket: bool,
     /// A socket is there whose cgroup is not known at this hook.
     unsure: bool,
+    /// Zero.
+    reserved: [u8; 5],
 }
 
 impl Candidates {
+    /// Nobody, with a doubt.
+    const UNSURE: Self = Self { unsure: true, ..Self::new(None, None) };
+
+    #[inline(always)]
+    const fn new(address: Option<Peer>, socket: Option<Peer>) -> Self {
+        let (has_address, has_socket) = (address.is_some(), socket.is_some());
+        let address = if let Some(peer) = address { peer } else { Peer::UNKNOWN };
+        let socket = if let Some(peer) = socket { peer } else { Peer::UNKNOWN };
+        Self { address, socket, has_address, has_socket, unsure: false, reserved: [0; 5] }
+    }
+
     #[inline(always)]
     fn of(ctx: *mut bpf_sock_addr, case: &Case, addr: &Addr, side: u32) -> Self {
         let loopback = is_loopback(addr);
@@ -258,20 +305,18 @@ impl Candidates {
         let mut tuple = Tuple::new(&[0, 0], 0, addr, case.peer_port);
         let found = peer::find(ctx.cast(), case.proto, &mut tuple, peer::cgroup_by_storage);
         match found {
-            Some(found) if found.cgroup == 0 => Self { address, socket: None, unsure: true },
+            Some(found) if found.cgroup == 0 => Self::UNSURE,
             // Away from loopback a wildcard listener matches every address, so this may be anybody.
-            Some(found) => Self { address, socket: Some(peer::by_cgroup(found.cgroup, side)), unsure: false },
-            None if loopback && !matches!(case.proto, proto::TCP | proto::UDP) => {
-                Self { address: None, socket: None, unsure: true }
-            }
-            None => Self { address, socket: None, unsure: false },
+            Some(found) => Self::new(address, Some(peer::by_cgroup(found.cgroup, side))),
+            None if loopback && !matches!(case.proto, proto::TCP | proto::UDP) => Self::UNSURE,
+            None => Self::new(address, None),
         }
     }
 
     /// Says whether there is one and no doubt about it.
     #[inline(always)]
     const fn is_one(&self) -> bool {
-        !self.unsure && self.address.is_some() != self.socket.is_some()
+        !self.unsure && self.has_address != self.has_socket
     }
 
     /// Decides for each; on a refusal `decision` and the case hold the last one, the more certain.
@@ -280,17 +325,17 @@ impl Candidates {
         if self.unsure {
             return true;
         }
-        let first = match (self.socket, self.address) {
-            (Some(peer), _) | (None, Some(peer)) => peer,
-            (None, None) => Peer::UNKNOWN,
+        case.peer = match (self.has_socket, self.has_address) {
+            (true, _) => self.socket,
+            (false, true) => self.address,
+            (false, false) => Peer::UNKNOWN,
         };
-        case.peer = first;
         decide(case, decision);
         if decision.allow {
             return true;
         }
-        if let (Some(_), Some(address)) = (self.socket, self.address) {
-            case.peer = address;
+        if self.has_socket && self.has_address {
+            case.peer = self.address;
             decide(case, decision);
         }
         decision.allow
@@ -327,10 +372,16 @@ unsafe fn remember_task(stored: *mut SockState) {
     }
 }
 
+/// A frame of its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn report(ctx: *mut bpf_sock_addr, case: &Case, decision: &Decision, verdict: u32) {
-    let verdict = if verdict == 0 { Verdict::Deny } else { Verdict::Allow };
-    emit::denial(case, decision, verdict, |record| {
+pub extern "C" fn ew_sa_report(ctx: *mut bpf_sock_addr, case: *const Case, told: u32, rule: u32) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    let (decision, verdict) = emit::heard(told, rule);
+    emit::denial(case, &decision, verdict, |record| {
         if matches!(verdict, Verdict::Deny) {
             record.flags |= record_flags::EPERM;
         }
@@ -349,6 +400,7 @@ fn report(ctx: *mut bpf_sock_addr, case: &Case, decision: &Decision, verdict: u3
             }
         }
     });
+    0
 }
 
 const _: () = assert!(Direction::Egress as u8 == 0);

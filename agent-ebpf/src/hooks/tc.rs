@@ -62,9 +62,9 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
         return TCX_NEXT;
     };
     if leaves {
-        if passes_from(skb, cgroup, epoch) { TCX_NEXT } else { judge_from(skb, cgroup, netns, epoch) }
+        if passes_from(skb, cgroup, epoch) { TCX_NEXT } else { ew_judge_from(skb, cgroup, netns, epoch) }
     } else {
-        judge_to(skb, cgroup, netns, epoch)
+        ew_judge_to(skb, cgroup, netns, epoch)
     }
 }
 
@@ -81,13 +81,17 @@ fn passes_to(skb: *mut __sk_buff, epoch: u32) -> bool {
     passes(skb, epoch, false)
 }
 
+/// Global, so that the verifier checks a judgement by itself and not for every state of the fast path.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
+pub extern "C" fn ew_judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
     judge(skb, device, netns, epoch, true)
 }
 
+/// See [`ew_judge_from`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
+pub extern "C" fn ew_judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
     judge(skb, device, netns, epoch, false)
 }
 
@@ -124,13 +128,13 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     let mut case = Case::new(if leaves { Hook::TcFrom } else { Hook::TcTo }, leaves, device, slot, epoch);
     // SAFETY: the context.
     (case.ifindex, case.bytes) = unsafe { ((*skb).ifindex, (*skb).len) };
-    let said = read_case(skb, &mut case);
+    let said = ew_tc_read(skb, &raw mut case);
     if leaves {
-        if contradicts(skb, &mut case) {
+        if ew_tc_contradicts(skb, &raw mut case) != 0 {
             return finish(skb, &case, &Decision::deny(Reason::DeviceMismatch));
         }
     } else if device == 0 || slot.flags & ident_flags::ASK_UID != 0 {
-        name_receiver(skb, &mut case, netns);
+        ew_tc_name_receiver(skb, &raw mut case, netns);
     }
     match said {
         frames::PACKET => {}
@@ -146,23 +150,30 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     // Who shares a device takes no part in the flows of another.
     let owner = device_owner(case.ifindex, if device == 0 { case.cgroup } else { 0 });
     let mut decision = on_error(&Error::NoFlow);
-    match look_up(&mut case, owner) {
-        Seen::Passes => return TCX_NEXT,
-        Seen::BeginsNothing if case.proto == proto::TCP && is_open(skb, &mut case, netns) => {}
-        Seen::BeginsNothing => return finish(skb, &case, &decision),
-        Seen::Asks => {}
+    match ew_tc_look_up(&raw mut case, owner) {
+        PASSES => return TCX_NEXT,
+        ASKS => {}
+        _ if case.proto == proto::TCP && ew_tc_is_open(skb, &raw mut case, netns) != 0 => {}
+        _ => return finish(skb, &case, &decision),
     }
     decide(&mut case, &mut decision);
-    if matches!(case.typed_mode().apply(&decision), Verdict::Allow) && !remember(&case, &decision, owner) {
+    if matches!(case.typed_mode().apply(&decision), Verdict::Allow)
+        && ew_tc_remember(&raw const case, decision.valid_until.0, owner) == 0
+    {
         // A flow that is not recorded has replies that look like new flows.
         decision = on_error(&Error::FlowTableFull);
     }
     finish(skb, &case, &decision)
 }
 
-/// Reads the frame into the case.
+/// Reads the frame into the case. Like all steps of a judgement global, so that the verifier checks each step once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
+pub extern "C" fn ew_tc_read(skb: *mut __sk_buff, case: *mut Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return u32::MAX;
+    };
     let mut packet = Packet::default();
     let said = frames::ew_read_frame(skb, &raw mut packet);
     case.read(&packet);
@@ -171,7 +182,17 @@ fn read_case(skb: *mut __sk_buff, case: &mut Case) -> u32 {
 
 /// Says whether a socket sent the frame that is another workload's than the device. Notes whose it is; where several
 /// workloads share a device, the socket tells which one sends.
+#[unsafe(no_mangle)]
 #[inline(never)]
+pub extern "C" fn ew_tc_contradicts(skb: *mut __sk_buff, case: *mut Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 1;
+    };
+    u32::from(contradicts(skb, case))
+}
+
+#[inline(always)]
 fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
     // SAFETY: the context.
     let sender = unsafe { bpf_skb_cgroup_id(skb) };
@@ -196,8 +217,13 @@ fn contradicts(skb: *mut __sk_buff, case: &mut Case) -> bool {
 
 /// Where several workloads share a device, or one is narrowed by owner, the socket that would receive tells which one
 /// is called.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn name_receiver(skb: *mut __sk_buff, case: &mut Case, netns: u32) {
+pub extern "C" fn ew_tc_name_receiver(skb: *mut __sk_buff, case: *mut Case, netns: u32) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 0;
+    };
     let mut tuple = Tuple::new(&case.peer_addr, case.peer_port, &case.local_addr, case.local_port);
     let mut uid = u32::MAX;
     let found = peer::find_in(skb.cast(), u64::from(netns), case.proto, &mut tuple, |sk| {
@@ -215,35 +241,38 @@ fn name_receiver(skb: *mut __sk_buff, case: &mut Case, netns: u32) {
         case.cgroup = found.cgroup;
         case.slot = who::slot_of(found.cgroup, || uid, case.epoch & 1);
     }
+    0
 }
 
-/// What the flow table makes of a packet.
-enum Seen {
-    /// It belongs to a flow that may pass.
-    Passes,
-    /// It belongs to no flow and is not one that begins one.
-    BeginsNothing,
-    /// Policy is to be asked.
-    Asks,
-}
+/// What the flow table makes of a packet: it belongs to no flow and is not one that begins one.
+const BEGINS_NOTHING: u32 = 0;
+/// It belongs to a flow that may pass.
+const PASSES: u32 = 1;
+/// Policy is to be asked.
+const ASKS: u32 = 2;
 
 /// Asks the flow table about a packet, and notes in the case which end of its flow this one is.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn look_up(case: &mut Case, owner: u64) -> Seen {
+pub extern "C" fn ew_tc_look_up(case: *mut Case, owner: u64) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return BEGINS_NOTHING;
+    };
     let echo = case.echo();
     let mut key = case.flow_key(owner);
     let flows::Found { known, reply } = flows::find(&mut key, case.epoch, case.leaves, case.tcp_flags, echo);
     case.role = if case.leaves == reply { Role::Callee } else { Role::Caller };
     match known {
-        Known::Live(_) => return Seen::Passes,
+        Known::Live(_) => return PASSES,
         // The end of a flow that was allowed once and is no longer: without it the peer hangs. It carries
         // nothing, and there is one.
         Known::Stale if ends(case) => {
             flows::forget(&key);
-            return Seen::Passes;
+            return PASSES;
         }
         Known::No if case.proto == proto::TCP && !flows::asks(proto::TCP, case.tcp_flags, None) || echo == Some(0) => {
-            return Seen::BeginsNothing;
+            return BEGINS_NOTHING;
         }
         Known::Stale | Known::No => {}
     }
@@ -251,12 +280,22 @@ fn look_up(case: &mut Case, owner: u64) -> Seen {
         // The rule for an echo flow is the one for its request.
         case.icmp[0] = if case.proto == proto::ICMP { 8 } else { 128 };
     }
-    Seen::Asks
+    ASKS
 }
 
 /// Says whether a socket of the workload has the connection of a segment, though the table does not: it is older
 /// than the programs at this device, or was silent for long. Notes which end of it this one is.
+#[unsafe(no_mangle)]
 #[inline(never)]
+pub extern "C" fn ew_tc_is_open(skb: *mut __sk_buff, case: *mut Case, netns: u32) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 0;
+    };
+    u32::from(is_open(skb, case, netns))
+}
+
+#[inline(always)]
 fn is_open(skb: *mut __sk_buff, case: &mut Case, netns: u32) -> bool {
     let (ctx, netns) = (skb.cast(), u64::from(netns));
     let mut tuple = Tuple::new(&case.peer_addr, case.peer_port, &case.local_addr, case.local_port);
@@ -280,11 +319,16 @@ fn is_open(skb: *mut __sk_buff, case: &mut Case, netns: u32) -> bool {
 }
 
 /// Records that the flow of a packet may pass. False: there is no room.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn remember(case: &Case, decision: &Decision, owner: u64) -> bool {
+pub extern "C" fn ew_tc_remember(case: *const Case, valid_until: u32, owner: u64) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
     let mut key = case.flow_key(owner);
     key.direction = u8::from(matches!(case.role, Role::Callee));
-    flows::record(&key, case.epoch, decision.valid_until.0, 0)
+    u32::from(flows::record(&key, case.epoch, valid_until, 0))
 }
 
 #[inline(always)]
@@ -302,14 +346,22 @@ fn decide(case: &mut Case, decision: &mut Decision) {
 /// Applies the mode, reports a denial, returns the hook's code.
 #[inline(always)]
 fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
-    let verdict = case.conclude(decision, |verdict| report(skb, case, decision, verdict as u32));
+    let verdict = case.conclude(decision, |verdict| {
+        ew_tc_report(skb, case, emit::told(decision, verdict), decision.rule.0);
+    });
     if matches!(verdict, Verdict::Allow) { TCX_NEXT } else { TCX_DROP }
 }
 
+/// A frame of its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn report(skb: *mut __sk_buff, case: &Case, decision: &Decision, verdict: u32) {
-    let verdict = if verdict == 0 { Verdict::Deny } else { Verdict::Allow };
-    emit::denial(case, decision, verdict, |record| {
+pub extern "C" fn ew_tc_report(skb: *mut __sk_buff, case: *const Case, told: u32, rule: u32) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    let (decision, verdict) = emit::heard(told, rule);
+    emit::denial(case, &decision, verdict, |record| {
         // What is no IP has no addresses.
         if case.local_addr[0] | case.local_addr[1] != 0 {
             record.flags |= record_flags::LOCAL_PORT | record_flags::LOCAL_ADDR;
@@ -317,4 +369,5 @@ fn report(skb: *mut __sk_buff, case: &Case, decision: &Decision, verdict: u32) {
         // SAFETY: the context.
         record.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     });
+    0
 }
