@@ -1,7 +1,7 @@
 //! The headers of a frame at a device, which begins at its Ethernet header.
 
 use agent_common::parse::{
-    Packet,
+    Packet, Piece,
     frame::{self, Frame, FrameError, HEADER_BYTES, ethertype},
     plain::{self, Plain, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
 };
@@ -36,14 +36,15 @@ pub fn plain(skb: *mut __sk_buff) -> Option<Plain> {
         }
         let kind = *((start + HEADER_BYTES - 2) as *const u16);
         let ip = start + HEADER_BYTES;
+        let length = || ((*skb).len as usize).saturating_sub(HEADER_BYTES);
         if kind == ethertype::IPV4.to_be() {
             let head = &*(ip as *const [u32; V4_BYTES / 4]);
-            return plain::v4(head, || headers::word(ip, 20 + TCP_MORE_OFFSET, end));
+            return plain::v4(head, length, || headers::word(ip, 20 + TCP_MORE_OFFSET, end));
         }
         if kind != ethertype::IPV6.to_be() || ip + V6_BYTES > end {
             return None;
         }
-        plain::v6(&*(ip as *const [u32; V6_BYTES / 4]), || headers::word(ip, 40 + TCP_MORE_OFFSET, end))
+        plain::v6(&*(ip as *const [u32; V6_BYTES / 4]), length, || headers::word(ip, 40 + TCP_MORE_OFFSET, end))
     }
 }
 
@@ -62,7 +63,7 @@ pub extern "C" fn ew_read_frame(skb: *mut __sk_buff, packet: *mut Packet) -> u32
     if unsafe { (*skb).vlan_present } != 0 {
         return VLAN;
     }
-    match frame::read(&Skb { skb }, packet) {
+    match frame::read(&Skb { skb }, packet, &mut Piece::default()) {
         Ok(Frame::Packet) => PACKET,
         Ok(Frame::Arp) => ARP,
         Ok(Frame::Neighbour) => NEIGHBOUR,

@@ -1,7 +1,7 @@
 //! The headers of a packet of a socket hook, which begins at its IP header.
 
 use agent_common::parse::{
-    self, Packet, ParseError,
+    self, Packet, ParseError, Piece,
     plain::{self, Plain, TCP_MORE_BYTES, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
 };
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
@@ -19,12 +19,16 @@ pub fn plain(skb: *mut __sk_buff) -> Option<Plain> {
         }
         let v4 = &*(start as *const [u32; V4_BYTES / 4]);
         if v4[0].to_ne_bytes()[0] >> 4 == 4 {
-            return plain::v4(v4, || word(start, 20 + TCP_MORE_OFFSET, end));
+            return plain::v4(v4, || (*skb).len as usize, || word(start, 20 + TCP_MORE_OFFSET, end));
         }
         if start + V6_BYTES > end {
             return None;
         }
-        plain::v6(&*(start as *const [u32; V6_BYTES / 4]), || word(start, 40 + TCP_MORE_OFFSET, end))
+        plain::v6(
+            &*(start as *const [u32; V6_BYTES / 4]),
+            || (*skb).len as usize,
+            || word(start, 40 + TCP_MORE_OFFSET, end),
+        )
     }
 }
 
@@ -52,7 +56,7 @@ pub extern "C" fn ew_read_packet(skb: *mut __sk_buff, packet: *mut Packet) -> u3
     let Some(packet) = (unsafe { packet.as_mut() }) else {
         return 1;
     };
-    match parse::read(&Skb { skb }, packet) {
+    match parse::read(&Skb { skb }, packet, &mut Piece::default()) {
         Ok(()) => 0,
         Err(error) => code(error),
     }
@@ -95,5 +99,17 @@ impl parse::Source for Skb {
     fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
         // SAFETY: the helper writes N bytes or fails.
         unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, out.as_mut_ptr().cast(), N as u32) == 0 }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: the context.
+        unsafe { (*self.skb).len as usize }
+    }
+
+    #[inline(always)]
+    fn is_offload(&self) -> bool {
+        // SAFETY: the context.
+        unsafe { (*self.skb).gso_size != 0 }
     }
 }

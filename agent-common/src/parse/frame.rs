@@ -3,7 +3,7 @@
 //! IPv4, IPv6 and ARP are read; whatever else is an error, and so is a frame that ends too early. A frame
 //! that is not understood may be any traffic at all, so the caller drops it.
 
-use super::{Packet, ParseError, Source, ip};
+use super::{Packet, ParseError, Piece, Source, ip};
 
 /// Bytes of an Ethernet header without a VLAN tag: two addresses, one type.
 pub const HEADER_BYTES: usize = 14;
@@ -59,15 +59,26 @@ impl<S: Source + ?Sized> Source for Behind<'_, S> {
     fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
         self.frame.load(HEADER_BYTES + offset, out)
     }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.frame.length().saturating_sub(HEADER_BYTES)
+    }
+
+    #[inline(always)]
+    fn is_offload(&self) -> bool {
+        self.frame.is_offload()
+    }
 }
 
-/// Reads a frame from its Ethernet header on, into a packet that is all zero and stays so for ARP.
+/// Reads a frame from its Ethernet header on, into a packet and a piece that are all zero and stay so for
+/// ARP.
 ///
 /// # Errors
 ///
-/// See [`FrameError`]; the packet is then partly filled.
+/// See [`FrameError`]; packet and piece are then partly filled.
 #[inline(always)]
-pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet) -> Result<Frame, FrameError> {
+pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet, piece: &mut Piece) -> Result<Frame, FrameError> {
     let mut kind = [0; 2];
     if !frame.load(HEADER_BYTES - 2, &mut kind) {
         return Err(FrameError::Short);
@@ -88,7 +99,7 @@ pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet) -> Result<Frame,
     if first[0] >> 4 != version {
         return Err(FrameError::Packet(ParseError::Version));
     }
-    match ip::read(&source, packet) {
+    match ip::read(&source, packet, piece) {
         Ok(()) if is_neighbour(&source, packet) => Ok(Frame::Neighbour),
         Ok(()) => Ok(Frame::Packet),
         Err(error) => Err(FrameError::Packet(error)),
@@ -128,7 +139,7 @@ mod tests {
     use super::*;
 
     fn parse(bytes: &[u8]) -> Result<Frame, FrameError> {
-        read(bytes, &mut Packet::default())
+        read(bytes, &mut Packet::default(), &mut Piece::default())
     }
 
     fn frame(kind: u16, behind: &[u8]) -> Vec<u8> {

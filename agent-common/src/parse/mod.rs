@@ -13,6 +13,14 @@ pub trait Source {
     ///
     /// Into a place of the caller's, because the stack of a kernel program holds 512 bytes in all.
     fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool;
+
+    /// How many bytes there are from the IP header on, those that padding or a lying header left behind it
+    /// included.
+    fn length(&self) -> usize;
+
+    /// Whether the kernel has yet to cut this packet into segments, or has merged it from some: only then may it be
+    /// longer than a length field can say.
+    fn is_offload(&self) -> bool;
 }
 
 impl Source for [u8] {
@@ -23,6 +31,52 @@ impl Source for [u8] {
             out.copy_from_slice(bytes);
             true
         })
+    }
+
+    #[inline]
+    fn length(&self) -> usize {
+        self.len()
+    }
+
+    #[inline]
+    fn is_offload(&self) -> bool {
+        false
+    }
+}
+
+/// Which part of a datagram a fragment is; all zero for a packet that is none.
+///
+/// Offsets count bytes of what was cut into pieces: behind the header of IPv4, or the fragment header of IPv6.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Piece {
+    /// What all fragments of a datagram have in common, besides addresses and, for IPv4, the protocol.
+    pub id: u32,
+    /// Where it begins: 0 for the first one.
+    pub begin: u32,
+    /// Where the next one has to begin.
+    pub end: u32,
+    /// 1 = there is a next one.
+    pub more: u32,
+}
+
+impl Piece {
+    /// Of a packet that is no fragment.
+    pub const WHOLE: Self = Self { id: 0, begin: 0, end: 0, more: 0 };
+
+    /// The longest datagram, in bytes: both length fields of IP have 16 bits.
+    const END_MAX: usize = 0xffff;
+
+    /// RFC 791, section 3.2; RFC 8200, section 4.5: every fragment but the last is a multiple of 8 bytes, and none is
+    /// empty.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "both are at most the longest datagram")]
+    pub(crate) const fn new(id: u32, begin: usize, length: usize, more: bool) -> Result<Self, ParseError> {
+        let end = begin + length;
+        if length == 0 || (more && !length.is_multiple_of(8)) || end > Self::END_MAX {
+            return Err(ParseError::Length);
+        }
+        Ok(Self { id, begin: begin as u32, end: end as u32, more: more as u32 })
     }
 }
 
@@ -112,9 +166,10 @@ pub enum ParseError {
     Truncated,
     /// A length in a header contradicts another, or the packet.
     Length,
-    /// More extension headers than a sender has reason for, or one that hides what follows.
+    /// More extension headers than a sender has reason for, one where it may not be, or one that hides what follows.
     Headers,
-    /// A fragment that does not hold the whole transport header.
+    /// A fragment that is not the first: what it belongs to is said there. Addresses and protocol (of IPv6 what this
+    /// fragment says about it) are read, and the [`Piece`].
     Fragment,
     /// An IPv6 packet with an IPv4-mapped address: it would pass for one of the IPv4 address, which no sender
     /// puts on a wire as IPv6. RFC 4291, section 2.5.5.2.

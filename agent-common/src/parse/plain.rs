@@ -39,10 +39,15 @@ pub struct Plain {
 
 /// Reads a packet that says it is IPv4.
 ///
-/// Shape: `head` is the first [`V4_BYTES`] as they lie in memory; `more` fetches the four bytes from
-/// [`TCP_MORE_OFFSET`] of a TCP header, and is called for TCP only.
+/// Shape: `head` is the first [`V4_BYTES`] as they lie in memory; `length` counts the bytes that are there, as
+/// [`super::Source::length`] does; `more` fetches the four bytes from [`TCP_MORE_OFFSET`] of a TCP header, and is called
+/// for TCP only.
 #[inline(always)]
-pub fn v4(head: &[u32; V4_BYTES / 4], more: impl FnOnce() -> Option<u32>) -> Option<Plain> {
+pub fn v4(
+    head: &[u32; V4_BYTES / 4],
+    length: impl FnOnce() -> usize,
+    more: impl FnOnce() -> Option<u32>,
+) -> Option<Plain> {
     let [version, _, high, low] = head[0].to_ne_bytes();
     let [_, _, fragment, fragment_low] = head[1].to_ne_bytes();
     let [_, protocol, _, _] = head[2].to_ne_bytes();
@@ -51,12 +56,17 @@ pub fn v4(head: &[u32; V4_BYTES / 4], more: impl FnOnce() -> Option<u32>) -> Opt
         return None;
     }
     let total = u16::from_be_bytes([high, low]) as usize;
-    transport(protocol, mapped(head[3]), mapped(head[4]), head[5], 20, total, more)
+    let plain = transport(protocol, mapped(head[3]), mapped(head[4]), [head[5], head[6]], 20, total, more)?;
+    if total <= length() { Some(plain) } else { None }
 }
 
 /// Reads a packet that says it is IPv6; see [`v4`].
 #[inline(always)]
-pub fn v6(head: &[u32; V6_BYTES / 4], more: impl FnOnce() -> Option<u32>) -> Option<Plain> {
+pub fn v6(
+    head: &[u32; V6_BYTES / 4],
+    length: impl FnOnce() -> usize,
+    more: impl FnOnce() -> Option<u32>,
+) -> Option<Plain> {
     let [version, _, _, _] = head[0].to_ne_bytes();
     let [high, low, protocol, _] = head[1].to_ne_bytes();
     let payload = u16::from_be_bytes([high, low]) as usize;
@@ -69,22 +79,31 @@ pub fn v6(head: &[u32; V6_BYTES / 4], more: impl FnOnce() -> Option<u32>) -> Opt
     if addr::v4(&src).is_some() || addr::v4(&dst).is_some() {
         return None;
     }
-    transport(protocol, src, dst, head[10], 40, 40 + payload, more)
+    let plain = transport(protocol, src, dst, [head[10], head[11]], 40, 40 + payload, more)?;
+    if 40 + payload <= length() { Some(plain) } else { None }
 }
 
-/// `total` is the length of the packet by its IP header, whose size is `header`.
+/// `first` is where the transport header begins; `total` is the length of the packet by its IP header, whose size is
+/// `header`.
 #[inline(always)]
 fn transport(
     protocol: u8,
     src: Addr,
     dst: Addr,
-    ports: u32,
+    first: [u32; 2],
     header: usize,
     total: usize,
     more: impl FnOnce() -> Option<u32>,
 ) -> Option<Plain> {
     let (begins, tcp_flags) = match protocol {
-        proto::UDP => (header + 8, 0),
+        proto::UDP => {
+            let [high, low, _, _] = first[1].to_ne_bytes();
+            let length = u16::from_be_bytes([high, low]) as usize;
+            if length < 8 || header + length > total {
+                return None;
+            }
+            (header + 8, 0)
+        }
         proto::TCP => {
             let [offset, flags, _, _] = more()?.to_ne_bytes();
             let size = (offset >> 4) as usize * 4;
@@ -99,7 +118,7 @@ fn transport(
     if total < begins {
         return None;
     }
-    let [a, b, c, d] = ports.to_ne_bytes();
+    let [a, b, c, d] = first[0].to_ne_bytes();
     Some(Plain {
         src,
         dst,
@@ -127,14 +146,14 @@ mod tests {
                 for (n, h) in head.iter_mut().enumerate() {
                     *h = word(n * 4)?;
                 }
-                v4(&head, || word(20 + TCP_MORE_OFFSET))
+                v4(&head, || bytes.len(), || word(20 + TCP_MORE_OFFSET))
             }
             _ => {
                 let mut head = [0; V6_BYTES / 4];
                 for (n, h) in head.iter_mut().enumerate() {
                     *h = word(n * 4)?;
                 }
-                v6(&head, || word(40 + TCP_MORE_OFFSET))
+                v6(&head, || bytes.len(), || word(40 + TCP_MORE_OFFSET))
             }
         }
     }
@@ -163,7 +182,9 @@ mod tests {
 
     /// A packet with nothing special, made by hand.
     fn packet(v6: bool, protocol: u8, payload: usize) -> Vec<u8> {
-        let mut transport = vec![0x9c, 0x40, 0x15, 0x38, 1, 2, 3, 4];
+        let mut transport = vec![0x9c, 0x40, 0x15, 0x38];
+        transport.extend(u16::try_from(8 + payload).unwrap().to_be_bytes());
+        transport.extend([3, 4]);
         if protocol == proto::TCP {
             transport.extend([5, 6, 7, 8, 0x50, 0x18, 0, 9, 0, 0, 0, 0]);
         }

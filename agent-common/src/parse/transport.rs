@@ -3,9 +3,16 @@
 use super::{Packet, ParseError, Source};
 use crate::flow::proto;
 
-/// Reads the transport header at `offset`; `end` is where the IP header says the packet ends.
+/// Reads the transport header at `offset`; `end` is where the packet ends, by its IP header, and that much is there;
+/// `goes_on` says that the rest of the datagram is in other fragments.
 #[inline(always)]
-pub fn read<S: Source + ?Sized>(source: &S, offset: usize, end: usize, packet: &mut Packet) -> Result<(), ParseError> {
+pub fn read<S: Source + ?Sized>(
+    source: &S,
+    offset: usize,
+    end: usize,
+    packet: &mut Packet,
+    goes_on: bool,
+) -> Result<(), ParseError> {
     match packet.proto {
         proto::TCP => {
             let mut h = [0; 14];
@@ -13,27 +20,54 @@ pub fn read<S: Source + ?Sized>(source: &S, offset: usize, end: usize, packet: &
             ports(packet, [h[0], h[1], h[2], h[3]]);
             packet.tcp_flags = h[13];
             let header = usize::from(h[12] >> 4) * 4;
-            if header < 20 || (end != usize::MAX && offset + header > end) {
+            if header < 20 || offset + header > end {
                 return Err(ParseError::Length);
             }
-            packet.has_payload = payload(source, offset + header, end);
+            packet.has_payload = u8::from(offset + header < end);
         }
         proto::UDP | proto::UDPLITE | proto::SCTP | proto::ICMP | proto::ICMPV6 => {
             let mut h = [0; 8];
             load(source, offset, end, &mut h)?;
-            if matches!(packet.proto, proto::ICMP | proto::ICMPV6) {
-                packet.icmp = [h[0], h[1]];
-                if packet.echo().is_some() {
-                    packet.icmp_id = u16::from_be_bytes([h[4], h[5]]);
-                }
-            } else {
-                ports(packet, [h[0], h[1], h[2], h[3]]);
+            match packet.proto {
+                proto::ICMP | proto::ICMPV6 => icmp(packet, &h, end - offset)?,
+                _ => ports(packet, [h[0], h[1], h[2], h[3]]),
             }
-            packet.has_payload = payload(source, offset + 8, end);
+            if packet.proto == proto::UDP {
+                let may_be_0 = packet.v6 != 0 || source.is_offload();
+                if !is_udp_length([h[4], h[5]], end - offset, may_be_0, goes_on) {
+                    return Err(ParseError::Length);
+                }
+            }
+            packet.has_payload = u8::from(offset + 8 < end);
         }
         _ => packet.has_payload = 1,
     }
     Ok(())
+}
+
+/// `length` is what is there of the message.
+#[inline(always)]
+fn icmp(packet: &mut Packet, h: &[u8; 8], length: usize) -> Result<(), ParseError> {
+    packet.icmp = [h[0], h[1]];
+    if packet.echo().is_some() {
+        packet.icmp_id = u16::from_be_bytes([h[4], h[5]]);
+    }
+    // RFC 792, page 16: a timestamp message has 20 bytes.
+    if packet.proto == proto::ICMP && matches!(packet.icmp, [13 | 14, 0]) && length != 20 {
+        return Err(ParseError::Length);
+    }
+    Ok(())
+}
+
+/// Says whether a length that UDP gives itself fits what is there of the datagram.
+#[inline(always)]
+fn is_udp_length(field: [u8; 2], there: usize, may_be_0: bool, goes_on: bool) -> bool {
+    match usize::from(u16::from_be_bytes(field)) {
+        // RFC 2675, section 4: a jumbogram.
+        0 => may_be_0,
+        length if goes_on => length > there,
+        length => (8..=there).contains(&length),
+    }
 }
 
 #[inline(always)]
@@ -43,16 +77,10 @@ fn load<const N: usize, S: Source + ?Sized>(
     end: usize,
     out: &mut [u8; N],
 ) -> Result<(), ParseError> {
-    if end != usize::MAX && offset + N > end {
+    if offset + N > end {
         return Err(ParseError::Length);
     }
     if source.load(offset, out) { Ok(()) } else { Err(ParseError::Truncated) }
-}
-
-/// Returns 1 if the packet goes on at `offset`.
-#[inline(always)]
-fn payload<S: Source + ?Sized>(source: &S, offset: usize, end: usize) -> u8 {
-    if end == usize::MAX { u8::from(source.load(offset, &mut [0; 1])) } else { u8::from(offset < end) }
 }
 
 #[inline(always)]

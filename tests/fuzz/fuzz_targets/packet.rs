@@ -1,18 +1,25 @@
-//! The parsers of packets and frames: whoever sends one chooses its bytes.
+//! The parsers of packets and frames, beside a dissector: whoever sends one chooses its bytes.
 #![no_main]
 
-use agent_common::parse::{Packet, frame, packet};
+#[path = "../../../agent-common/tests/dissect/mod.rs"]
+mod dissect;
+
+use agent_common::parse::{
+    Packet, Piece,
+    frame::{self, ethertype},
+    packet,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
+    dissect::compare(bytes);
     let mut framed = Packet::default();
-    let is_packet = matches!(frame::read(bytes, &mut framed), Ok(frame::Frame::Packet | frame::Frame::Neighbour));
+    let is_packet = matches!(frame::read(bytes, &mut framed, &mut Piece::default()), Ok(frame::Frame::Packet | frame::Frame::Neighbour));
     // A frame is its packet with a header in front.
     assert!(!is_packet || packet(&bytes[frame::HEADER_BYTES..]) == Ok(framed));
+    // The bytes as a packet, in a frame of its own.
     let Ok(whole) = packet(bytes) else { return };
-    // What was read rests on the bytes that are there: with more behind them it is the same, but for
-    // the question whether anything is behind the header.
-    let longer = [bytes, &[0xa5; 16]].concat();
-    let longer = packet(longer.as_slice()).map(|packet| Packet { has_payload: 0, ..packet });
-    assert_eq!(longer, Ok(Packet { has_payload: 0, ..whole }));
+    let kind = if whole.v6 == 1 { ethertype::IPV6 } else { ethertype::IPV4 };
+    let frame = [&[2; 12], &kind.to_be_bytes()[..], bytes].concat();
+    dissect::compare(&frame);
 });
