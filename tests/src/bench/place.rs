@@ -15,11 +15,13 @@ use rustix::mount::{MountFlags, mount};
 use tempfile::TempDir;
 
 use super::{
-    bpf::{Attach, Empty, attached},
     synthetic::{self, CALLEE, CALLER},
     worker::Ends,
 };
-use crate::lab::{Cgroup, Lab, Namespace, NetNs};
+use crate::{
+    bpf::{Attach, Empty, attached},
+    lab::{Cgroup, Lab, Namespace, NetNs},
+};
 
 /// What all measurements share.
 #[derive(Debug)]

@@ -12,7 +12,6 @@ use eastwall::sources::cgroup::Hierarchy;
 
 use super::{
     Effort,
-    bpf::{Attach, Empty, Statistics},
     load::Kind,
     place::{Place, Places},
     report::{Report, Row, Target},
@@ -20,7 +19,10 @@ use super::{
     synthetic::{self, CALLER},
     worker::{Ends, Pair, Server},
 };
-use crate::lab::Cgroup;
+use crate::{
+    bpf::{Attach, Empty, Statistics},
+    lab::Cgroup,
+};
 
 /// Number of edges and what it is called. What one size costs, every size must.
 const SIZES: [(usize, &str); 3] = [(10, "10"), (100_000, "100k"), (1_000_000, "1M")];
