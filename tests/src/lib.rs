@@ -5,9 +5,11 @@
 //! - [`labd`] is the actor: a small process that does one socket operation at a time, on command, and
 //!   answers with the errno that it got.
 //! - [`frames`] are packets that no socket sends.
+//! - [`bpf`] is what an intruder with rights of their own may do to programs and links.
 //! - [`bench`] measures what eastwall costs, in a lab.
 
 pub mod bench;
+pub mod bpf;
 pub mod frames;
 pub mod lab;
 pub mod labd;

@@ -91,6 +91,9 @@ pub mod program {
     /// What enters it.
     pub const TC_TO: &str = "ew_tc_to";
 
+    /// Lets nothing pass: it holds a place for the moment in which another program moves.
+    pub const TC_CLOSED: &str = "ew_tc_closed";
+
     /// Programs for the host's side of devices, in the order in which they are attached.
     pub const DEVICE: [&str; 2] = [TC_TO, TC_FROM];
 

@@ -48,6 +48,12 @@ pub fn ew_tc_to(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, false)
 }
 
+/// Lets nothing pass. The agent puts it in the place of a program that it moves before another's.
+#[classifier]
+pub fn ew_tc_closed(_ctx: TcContext) -> i32 {
+    TCX_DROP
+}
+
 #[inline(always)]
 fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
     let epoch = policy::epoch();

@@ -58,6 +58,7 @@ impl Core {
             Request::Status => self.status().map(|s| Reply::Status(Box::new(s))),
             Request::Identities => Ok(Reply::Identities { endpoints: self.endpoints() }),
             Request::Devices => Ok(Reply::Devices { devices: self.guarded() }),
+            Request::Programs => self.programs_of_others().map(|programs| Reply::Programs { programs }),
             Request::Policy => Ok(Reply::Policy {
                 files: self.candidate.files.clone(),
                 trust_domain: self.candidate.policy.trust_domain.clone(),
@@ -177,6 +178,7 @@ impl Core {
             lost,
             pending: denied.saturating_sub(accounting.listed + suppressed + lost),
             recent: self.history.until(now, Sums { denied, would_deny: count(DenyCounter::WouldDeny), lost }),
+            tampering: self.upkeep.shown(now),
             problems,
         })
     }

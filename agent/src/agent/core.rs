@@ -22,6 +22,7 @@ use super::{
     roster::Roster,
     store::Store,
     surroundings::Surroundings,
+    tamper::Upkeep,
 };
 use crate::{
     clock,
@@ -76,6 +77,8 @@ pub struct Core {
     pub(super) watch: Watch,
     /// The surroundings of the last tick, if they are not those in force.
     pub(super) surroundings_seen: Option<Surroundings>,
+    /// Whether what is in the kernel stays as it was left.
+    pub(super) upkeep: Upkeep,
 }
 
 /// What other threads may look at.
@@ -112,6 +115,7 @@ impl Core {
                 self.watch.look_soon();
             }
             self.follow_devices();
+            self.keep_up();
             for input in inbox.take() {
                 match input {
                     Input::Request(request, caller, reply) => {
@@ -143,6 +147,7 @@ impl Core {
         let longest = if self.unresolved.is_empty() { 1_000_000_000 } else { RESOLVE_WAIT_NS };
         let now = clock::now().boot_ns;
         let left = next_tick.saturating_sub(now).min(longest).min(self.watch.wait_ns(now).unwrap_or(longest));
+        let left = left.min(self.upkeep.wait_ns(now));
         let nanos = i64::try_from(left).unwrap_or(0);
         let timeout = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
         let (inbox, events, cgroups) = (inbox.as_fd(), self.events.as_fd(), self.cgroups.as_fd());
@@ -274,12 +279,6 @@ impl Core {
         self.datapath.sweep_flows(clock::flow_tick())?;
         self.cut_again();
         self.look_at_sums()?;
-        let missing = self.datapath.missing_links();
-        if !missing.is_empty() {
-            warn!(?missing, "links were removed; attaching again");
-            self.problems.insert("links", format!("were removed by somebody and attached again: {missing:?}"));
-            self.datapath.attach()?;
-        }
         let now = clock::unix_seconds();
         for id in self.overrides.ended(now) {
             if let Ok((rest, row)) = self.overrides.without(&id) {

@@ -120,11 +120,17 @@ impl Core {
         Ok(())
     }
 
-    /// Looks at devices if something has changed, or if it is time.
-    pub(super) fn follow_devices(&mut self) {
+    /// Says whether something has changed that was not looked at yet.
+    pub(super) fn devices_changed(&mut self) -> bool {
         if let Err(e) = self.watch.hear() {
             self.tell(PROBLEM, Some(format!("{:#}", anyhow::Error::from(e))));
         }
+        self.watch.stale
+    }
+
+    /// Looks at devices if something has changed, or if it is time.
+    pub(super) fn follow_devices(&mut self) {
+        self.devices_changed();
         if self.watch.wait_ns(clock::now().boot_ns) == Some(0) {
             self.look_at_devices();
         }

@@ -15,13 +15,13 @@ mod roster;
 mod store;
 mod surroundings;
 mod swap;
+mod tamper;
 
 use std::{fs, io, path::Path, sync::Arc, thread};
 
 use anyhow::{Context as _, Result, anyhow};
 use tracing::{info, warn};
 
-pub use self::core::Shared;
 use self::{
     core::Core,
     devices::Watch,
@@ -32,6 +32,7 @@ use self::{
     store::Store,
     surroundings::Surroundings,
 };
+pub use self::{core::Shared, tamper::unmark};
 use crate::{
     clock,
     config::Config,
@@ -98,6 +99,8 @@ pub fn run(config: Config) -> Result<()> {
     let kernel_log = datapath.take_log();
 
     let node = node(&config, &host);
+    let boot_id = node.boot_id.clone();
+    let all_unpinned = !adopted && tamper::was_marked(&config, &boot_id);
     let (sink, opened) = open_sink(&config, node.clone())?;
     let (pipeline, records) = Pipeline::new(pipeline::Config::default(), opened.ledger.clone());
     let writer = sinks::spawn(sink, records, Box::new(clock::now)).context("start the writer of events")?;
@@ -139,9 +142,11 @@ pub fn run(config: Config) -> Result<()> {
         unresolved: Default::default(),
         watch: Watch::new(devices),
         surroundings_seen: None,
+        upkeep: Default::default(),
         config,
     };
-    let problem = core.start(candidate)?.or(problem);
+    let problem = core.start(candidate, all_unpinned)?.or(problem);
+    tamper::mark(&core.config, &boot_id).context("note that programs are attached")?;
     // After the start: it puts a good policy in force, which is not the one that people wrote.
     core.problems.extend(problem.map(|p| ("policy", p)));
     core.problems.extend(unheard.map(|p| ("netlink", p)));
@@ -195,8 +200,9 @@ fn serve(
 impl Core {
     /// The first policy of this agent: fill, flip, and only then attach, so that no packet is judged
     /// without a policy. Over an adopted kernel side it is an ordinary swap. Returns what is wrong with
-    /// the directory's policy, if the last complete one had to take its place.
-    fn start(&mut self, candidate: Candidate) -> Result<Option<String>> {
+    /// the directory's policy, if the last complete one had to take its place. `all_unpinned`: an agent was here, and
+    /// nothing of it is.
+    fn start(&mut self, candidate: Candidate, all_unpinned: bool) -> Result<Option<String>> {
         self.adopt_devices()?;
         let (name, files) = (candidate.policy.name.clone(), candidate.files.clone());
         let mut problem = None;
@@ -211,7 +217,9 @@ impl Core {
                 _ => return Err(e),
             }
         }
+        let unpinned = if self.adopted { self.datapath.unpinned() } else { Vec::new() };
         self.datapath.attach()?;
+        self.tell_unpinned(&unpinned, all_unpinned);
         // Cgroups made before the tracepoints were attached have no entry: look again, now that every
         // later one has.
         self.roster.walk()?;

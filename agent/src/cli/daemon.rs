@@ -81,6 +81,7 @@ pub(super) fn detach(args: &DetachArgs, output: &mut Output) -> Result<Exit, Cli
         std::fs::create_dir_all(config.run_directory()).context("make the run directory")?;
         drop(Pins::open(&config.pin_directory, config.run_directory()).map_err(anyhow::Error::from)?);
     }
+    agent::unmark(&config).context("forget that programs were attached")?;
     let links = Pins::remove_all(&config.pin_directory).map_err(anyhow::Error::from)?;
     output.write(&match links {
         0 => "nothing was attached\n".to_owned(),

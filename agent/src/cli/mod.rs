@@ -53,8 +53,8 @@ enum Command {
     BreakGlass(live::BreakGlassArgs),
     /// Show the overrides in force
     Overrides,
-    /// Check the host: what eastwall needs, and what it does not cover
-    Doctor,
+    /// Check the host: what eastwall needs, and what it does not cover; or say who dropped a flow
+    Doctor(doctor::DoctorArgs),
     /// Make the agent read its policy directory again
     Reload,
     /// Take every program off the kernel: the deliberate way out
@@ -108,7 +108,7 @@ fn run(command: Command, socket: &Path, output: &mut Output) -> Result<Exit, Cli
         Command::Revoke(args) => live::revoke(socket, args, output),
         Command::BreakGlass(args) => live::break_glass(socket, args, output),
         Command::Overrides => live::overrides(socket, output),
-        Command::Doctor => doctor::doctor(socket, output),
+        Command::Doctor(args) => doctor::run(&args, socket, output),
         Command::Reload => live::reload(socket, output),
         Command::Detach(args) => daemon::detach(&args, output),
         Command::Policy(command) => policy::run(command, socket, output),

@@ -24,6 +24,7 @@ pub const fn refusal(caller: Caller, request: &Request) -> Option<&'static str> 
         Request::Status
         | Request::Identities
         | Request::Devices
+        | Request::Programs
         | Request::Policy
         | Request::Explain { .. }
         | Request::Recent

@@ -19,6 +19,8 @@ pub enum Request {
     Identities,
     /// Which devices are guarded, and whose are they?
     Devices,
+    /// Which programs of others are where eastwall's are?
+    Programs,
     /// What is in force?
     Policy,
     /// Install and load these documents instead of those in the directory.
@@ -97,6 +99,11 @@ pub enum Reply {
     Devices {
         /// Sorted by name.
         devices: Vec<GuardedDevice>,
+    },
+    /// To `Programs`.
+    Programs {
+        /// Devices first, then the guarded cgroup, then those below it.
+        programs: Vec<ProgramOfOthers>,
     },
     /// To `Policy`: the documents in force.
     Policy {
@@ -230,6 +237,9 @@ pub struct Status {
     pub pending: u64,
     /// What happened lately.
     pub recent: Recent,
+    /// Whether all that is attached stays so.
+    #[serde(default)]
+    pub tampering: Tampering,
     /// What is wrong; empty = all is well.
     pub problems: Vec<String>,
 }
@@ -246,6 +256,26 @@ pub struct Recent {
     pub would_deny: u64,
     /// Of them: lost as records.
     pub lost: u64,
+}
+
+/// What others did to the kernel side since the agent started.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tampering {
+    /// Acts that were found, by kind: `detached`.
+    pub found: BTreeMap<String, u64>,
+    /// Of all of them: what is put back.
+    pub repaired: u64,
+    /// The last one, as a sentence.
+    pub last: Option<String>,
+    /// Seconds since then.
+    pub last_seconds_ago: Option<u64>,
+    /// Milliseconds since everything was last looked at and was as it should be.
+    pub verified_ms_ago: u64,
+    /// How often everything was looked at.
+    pub looks: u64,
+    /// How long that took in all, microseconds.
+    pub looks_us: u64,
 }
 
 /// One cgroup and who it is.
@@ -282,6 +312,28 @@ pub struct GuardedDevice {
     pub cgroup: u64,
     /// Addresses that stand for the workload; empty if it is not one alone.
     pub addresses: Vec<IpAddr>,
+}
+
+/// A program that is not eastwall's, where eastwall's are.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramOfOthers {
+    /// The index of the device that it is at; none = it is at a cgroup.
+    pub device: Option<u32>,
+    /// The name of the device or the path of the cgroup, escaped.
+    pub place: String,
+    /// What it sees there: `ingress`, `connect4`.
+    pub hook: String,
+    /// Whether it runs before eastwall's, and may decide instead.
+    pub before: bool,
+    /// Its number.
+    pub id: u32,
+    /// As its maker calls it, escaped; empty if it has no name.
+    pub name: String,
+    /// A hash of its instructions.
+    pub tag: String,
+    /// Who loaded it.
+    pub loaded_by: u32,
 }
 
 /// A change that the kernel holds.

@@ -11,10 +11,11 @@ mod sys;
 mod table;
 
 pub use kernel::{
-    Datapath, DatapathConfig, DatapathError, Device, Held, Identities, Prepared, Questions, RawElement, Runs,
+    Act, Datapath, DatapathConfig, DatapathError, Device, Finding, Held, Identities, Look, Neighbour, Object, Place,
+    Prepared, Questions, RawElement, Runs,
 };
 pub use pins::{Pins, PinsError};
-pub use sys::{MapKind, TestRun, open_pin, test_run};
+pub use sys::{MapKind, ProgramInfo, TestRun, open_pin, test_run};
 pub use table::{Table, TableError};
 
 pub use crate::policy::plan::Capacity;

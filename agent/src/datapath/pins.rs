@@ -4,18 +4,27 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
 use agent_common::layout::LAYOUT_VERSION;
+use rustix::mount::{MountFlags, mount};
+
+use super::sys;
 
 /// Where the kernel objects of one agent are pinned.
 #[derive(Debug)]
 pub struct Pins {
     directory: PathBuf,
+    /// Where the bpffs is mounted.
+    mount: PathBuf,
     /// Held as long as the agent lives.
-    _lock: Option<File>,
+    #[expect(dead_code, reason = "it is held, and never looked at")]
+    lock: Option<File>,
 }
 
 /// Why the pins cannot be used.
@@ -54,19 +63,63 @@ impl Pins {
         if !is_bpffs(parent)? {
             return Err(PinsError::NotBpffs(parent.to_owned()));
         }
-        let versioned = directory.join(format!("v{LAYOUT_VERSION}"));
-        for dir in [directory, &versioned, &versioned.join("maps"), &versioned.join("links")] {
-            make(dir)?;
+        let mut mount = parent;
+        while let Some(above) = mount.parent()
+            && is_bpffs(above)?
+        {
+            mount = above;
         }
+        let pins =
+            Self { directory: directory.join(format!("v{LAYOUT_VERSION}")), mount: mount.to_owned(), lock: None };
+        pins.make_directories()?;
         let lock_path = run_directory.join("pins.lock");
         let io = |verb, source| PinsError::Io { verb, path: lock_path.clone(), source };
         let lock =
             File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| io("open", e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { directory: versioned, _lock: Some(lock) }),
+            Ok(()) => Ok(Self { lock: Some(lock), ..pins }),
             Err(fs::TryLockError::WouldBlock) => Err(PinsError::Locked(directory.to_owned())),
             Err(fs::TryLockError::Error(e)) => Err(io("lock", e)),
         }
+    }
+
+    fn make_directories(&self) -> Result<(), PinsError> {
+        let directory = self.directory.parent().unwrap_or(&self.directory);
+        for dir in [directory, &self.directory, &self.directory.join("maps"), &self.directory.join("links")] {
+            make(dir)?;
+        }
+        Ok(())
+    }
+
+    /// Says whether there is a bpffs where it was.
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        is_bpffs(&self.mount).unwrap_or(false)
+    }
+
+    /// Makes the directories again, on a bpffs that is mounted again if need be. That holds for the mount namespace of
+    /// the agent alone.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`]; mounting takes CAP_SYS_ADMIN.
+    pub fn make_again(&self) -> Result<(), PinsError> {
+        if !self.is_mounted() {
+            let failed = |source: rustix::io::Errno| PinsError::Io {
+                verb: "mount a bpf file system on",
+                path: self.mount.clone(),
+                source: source.into(),
+            };
+            // As systemd mounts it: for root alone.
+            let (flags, options) = (MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=700");
+            mount("bpf", &self.mount, "bpf", flags, Some(options)).map_err(failed)?;
+        }
+        let parent = self.directory.parent().and_then(Path::parent).unwrap_or(&self.mount);
+        if !parent.exists() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+            made.map_err(|source| PinsError::Io { verb: "make", path: parent.to_owned(), source })?;
+        }
+        self.make_directories()
     }
 
     /// Where a map is pinned.
@@ -103,6 +156,80 @@ impl Pins {
         remove_dir(directory)?;
         Ok(links)
     }
+}
+
+/// A pinned object that is held open as well, so that whoever removes the pin takes nothing away.
+#[derive(Debug)]
+pub struct Held {
+    object: OwnedFd,
+    path: PathBuf,
+    /// Device and inode of the pin; `None` is none yet.
+    pin: Option<(u64, u64)>,
+}
+
+impl Held {
+    /// Holds an object that is not pinned yet: [`Self::pin`] does.
+    #[must_use]
+    pub const fn new(object: OwnedFd, path: PathBuf) -> Self {
+        Self { object, path, pin: None }
+    }
+
+    /// Holds what is pinned at a path; `None` if nothing is.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn open(path: PathBuf) -> io::Result<Option<Self>> {
+        let object = sys::open_pin(&path)?;
+        Ok(object.map(|object| Self { object, pin: inode(&path), path }))
+    }
+
+    /// Says whether the pin is there, and no other in its place.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pin.is_some() && inode(&self.path) == self.pin
+    }
+
+    /// Pins it, in place of whatever is pinned there: nobody finds the path empty meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`]; the object is held all the same.
+    pub fn pin(&mut self) -> Result<(), PinsError> {
+        let mut aside = self.path.clone().into_os_string();
+        aside.push("_new");
+        let aside = PathBuf::from(aside);
+        let failed = |verb| {
+            let path = self.path.clone();
+            move |source| PinsError::Io { verb, path, source }
+        };
+        // Left by an agent that died here.
+        let _ = fs::remove_file(&aside);
+        sys::pin(self.object.as_fd(), &aside).map_err(failed("pin"))?;
+        fs::rename(&aside, &self.path).map_err(failed("rename the pin to"))?;
+        self.pin = inode(&self.path);
+        Ok(())
+    }
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.object.as_fd()
+    }
+}
+
+/// Removes a pin; that there is none is no error.
+pub fn remove(path: &Path) -> Result<(), PinsError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(PinsError::Io { verb: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn make(path: &Path) -> Result<(), PinsError> {

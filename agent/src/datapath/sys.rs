@@ -20,10 +20,14 @@ mod cmd {
     pub const MAP_GET_NEXT_KEY: i64 = 4;
     pub const OBJ_PIN: i64 = 6;
     pub const OBJ_GET: i64 = 7;
-    pub const MAP_GET_FD_BY_ID: i64 = 14;
     pub const PROG_TEST_RUN: i64 = 10;
+    pub const PROG_GET_FD_BY_ID: i64 = 13;
+    pub const MAP_GET_FD_BY_ID: i64 = 14;
     pub const OBJ_GET_INFO_BY_FD: i64 = 15;
+    pub const PROG_QUERY: i64 = 16;
+    pub const RAW_TRACEPOINT_OPEN: i64 = 17;
     pub const MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
+    pub const MAP_FREEZE: i64 = 22;
     pub const MAP_UPDATE_BATCH: i64 = 26;
     pub const LINK_CREATE: i64 = 28;
     pub const LINK_UPDATE: i64 = 29;
@@ -84,10 +88,7 @@ pub fn create(kind: MapKind, key: usize, value: usize, entries: u32, flags: u32)
 pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
     // The first two fields of `struct bpf_map_info`: type and id. The kernel gives as much as is asked for.
     let mut info = [0_u32; 2];
-    let mut attr = [0; ATTR_WORDS];
-    attr[0] = fd(map) | 8 << 32;
-    attr[1] = info.as_mut_ptr().addr() as u64;
-    bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr)?;
+    object_info(map, &mut info)?;
     Ok(info[1])
 }
 
@@ -144,14 +145,129 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
 
 /// Opens a map by its number, which is what a map of maps answers; `None` if it is gone.
 pub fn open_id(id: u32) -> io::Result<Option<OwnedFd>> {
+    open_by_id(cmd::MAP_GET_FD_BY_ID, id)
+}
+
+fn open_by_id(cmd: i64, id: u32) -> io::Result<Option<OwnedFd>> {
     let mut attr = [0; ATTR_WORDS];
     attr[0] = u64::from(id);
-    match bpf(cmd::MAP_GET_FD_BY_ID, &mut attr) {
+    match bpf(cmd, &mut attr) {
         // SAFETY: the kernel has just made this descriptor for us.
         Ok(raw) => Ok(Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Closes a map to everybody's writes, root's included, for as long as it lives. Programs may still write.
+pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(map);
+    bpf(cmd::MAP_FREEZE, &mut attr).map(drop)
+}
+
+/// What the kernel says about a link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LinkInfo {
+    /// Its number.
+    pub id: u32,
+    /// The number of the program under it.
+    pub program: u32,
+    /// Where it is attached: the id of a cgroup or the index of a device; 0 = it was detached. Without a meaning for
+    /// links of tracing, which nobody can detach.
+    pub target: u64,
+}
+
+/// Asks about a link.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    /// `enum bpf_link_type`
+    const TCX: u32 = 11;
+    // `struct bpf_link_info`: type, id, program, a hole, then what depends on the type.
+    let mut info = [0_u32; 8];
+    object_info(link, &mut info)?;
+    let long = u64::from(info[4]) | u64::from(info[5]) << 32;
+    Ok(LinkInfo { id: info[1], program: info[2], target: if info[0] == TCX { u64::from(info[4]) } else { long } })
+}
+
+/// What the kernel says about a program.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ProgramInfo {
+    /// Its number.
+    pub id: u32,
+    /// As its maker calls it; any bytes.
+    pub name: Vec<u8>,
+    /// A hash of its instructions.
+    pub tag: [u8; 8],
+    /// Who loaded it.
+    pub uid: u32,
+}
+
+/// Asks about a program.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    // `struct bpf_prog_info` up to the name.
+    let mut info = [0_u32; 20];
+    object_info(program, &mut info)?;
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let name = bytes(&info[16..20]).into_iter().take_while(|byte| *byte != 0).collect();
+    let tag = bytes(&info[2..4]).try_into().unwrap_or_default();
+    Ok(ProgramInfo { id: info[1], name, tag, uid: info[12] })
+}
+
+/// Fills `info` with as much as it takes of what the kernel says about an object.
+fn object_info(object: BorrowedFd<'_>, info: &mut [u32]) -> io::Result<()> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(object) | u64::try_from(size_of_val(info)).map_err(io::Error::other)? << 32;
+    attr[1] = info.as_mut_ptr().addr() as u64;
+    bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// Opens a program by its number; `None` if it is gone.
+pub fn open_program(id: u32) -> io::Result<Option<OwnedFd>> {
+    open_by_id(cmd::PROG_GET_FD_BY_ID, id)
+}
+
+/// Most programs that are listed of one place; the kernel attaches no more than 64.
+const LISTED_MAX: usize = 64;
+
+/// Where programs are attached.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// A device of the caller's network namespace, by index.
+    Device(u32),
+    /// A cgroup; with the programs of those above it if asked so.
+    Cgroup(BorrowedFd<'a>, bool),
+}
+
+/// A program of a list.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Listed {
+    /// Its number.
+    pub program: u32,
+    /// The number of its link; 0 = it has none, or the kernel does not say.
+    pub link: u32,
+}
+
+/// Lists the programs of a place, by a number of `enum bpf_attach_type`, in the order in which they run.
+pub fn query(target: Target<'_>, attach_type: u32) -> io::Result<Vec<Listed>> {
+    /// `BPF_F_QUERY_EFFECTIVE`
+    const EFFECTIVE: u64 = 1;
+    let (mut programs, mut links) = ([0_u32; LISTED_MAX], [0_u32; LISTED_MAX]);
+    let mut attr = [0; ATTR_WORDS];
+    let target_word = match target {
+        Target::Device(index) => u64::from(index),
+        Target::Cgroup(cgroup, _) => fd(cgroup),
+    };
+    attr[0] = target_word | u64::from(attach_type) << 32;
+    attr[1] = u64::from(matches!(target, Target::Cgroup(_, true))) * EFFECTIVE;
+    attr[2] = programs.as_mut_ptr().addr() as u64;
+    attr[3] = LISTED_MAX as u64;
+    // Of a cgroup it says no links, and refuses to be asked.
+    if matches!(target, Target::Device(_)) {
+        attr[5] = links.as_mut_ptr().addr() as u64;
+    }
+    bpf(cmd::PROG_QUERY, &mut attr)?;
+    let count = usize::try_from(attr[3] & u64::from(u32::MAX)).unwrap_or(0);
+    Ok(programs.into_iter().zip(links).take(count).map(|(program, link)| Listed { program, link }).collect())
 }
 
 /// Puts another program under a link: no packet meets neither of them.
@@ -182,7 +298,29 @@ pub fn attach_first(program: BorrowedFd<'_>, ifindex: u32, side: Side) -> io::Re
     let mut attr = [0; ATTR_WORDS];
     attr[0] = fd(program) | u64::from(ifindex) << 32;
     attr[1] = u64::from(side as u32) | BEFORE << 32;
-    let raw = bpf(cmd::LINK_CREATE, &mut attr)?;
+    new_link(cmd::LINK_CREATE, &mut attr)
+}
+
+/// Attaches a program to a cgroup, by a number of `enum bpf_attach_type`. It comes off when the link is closed, unless
+/// that is pinned.
+///
+/// The library does the same, and keeps the descriptor of the link to itself.
+pub fn attach_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(program) | fd(cgroup) << 32;
+    attr[1] = u64::from(attach_type);
+    new_link(cmd::LINK_CREATE, &mut attr)
+}
+
+/// Attaches a program to the tracepoint that it was loaded for, until the link is closed.
+pub fn attach_to_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[1] = fd(program);
+    new_link(cmd::RAW_TRACEPOINT_OPEN, &mut attr)
+}
+
+fn new_link(cmd: i64, attr: &mut [u64; ATTR_WORDS]) -> io::Result<OwnedFd> {
+    let raw = bpf(cmd, attr)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(raw).map_err(io::Error::other)?) })
 }

@@ -1,7 +1,9 @@
 //! Checks of the host: what eastwall needs, what it finds, and what no hook of it covers.
 
 mod families;
+mod holders;
 mod host;
+pub mod who_dropped;
 
 use serde::Serialize;
 
@@ -46,10 +48,12 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(outcome: Outcome, check: &'static str, found: impl Into<String>, fix: &str) -> Self {
+    pub(crate) fn new(outcome: Outcome, check: &'static str, found: impl Into<String>, fix: &str) -> Self {
         Self { outcome, check, found: found.into(), fix: fix.to_owned() }
     }
 }
+
+pub use holders::holders;
 
 /// Looks at everything, the host first.
 #[must_use]

@@ -1,4 +1,4 @@
-//! Records about eastwall itself: what was lost, the sums, policy, start and stop.
+//! Records about eastwall itself: what was lost, the sums, policy, tampering, start and stop.
 
 use agent_common::id::Epoch;
 use uuid::Uuid;
@@ -237,6 +237,49 @@ pub struct Actor {
     pub pid: u32,
     /// Name of the command.
     pub process: Option<String>,
+}
+
+/// Somebody changed what eastwall has in the kernel, and the agent found it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TamperEvent {
+    /// Name of this record.
+    pub uid: Uuid,
+    /// When the last try to repair it ended, moments after it was found.
+    pub time: UnixMillis,
+    /// What was done, in one word: `detached`.
+    pub act: &'static str,
+    /// To what: the name of a program or a map, or `bpffs`.
+    pub object: String,
+    /// Where the program is attached, unless it is the guarded cgroup.
+    pub device: Option<TamperedDevice>,
+    /// Programs of others that have to do with it, as far as the kernel tells.
+    pub programs: Vec<ForeignProgram>,
+    /// The last time before that at which it was seen as it should be; `None` if no agent was there to see it.
+    pub last_good: Option<UnixMillis>,
+    /// Why it could not be repaired; `None` = it was.
+    pub error: Option<String>,
+}
+
+/// A device at which something was changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TamperedDevice {
+    /// Its index.
+    pub index: u32,
+    /// Its name; `None` if it has none any more.
+    pub name: Option<String>,
+}
+
+/// A program that is not eastwall's.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ForeignProgram {
+    /// Its number in this boot.
+    pub id: u32,
+    /// As its maker calls it; empty if it has no name.
+    pub name: String,
+    /// A hash of its instructions, in hex.
+    pub tag: String,
+    /// Who loaded it.
+    pub loaded_by: u32,
 }
 
 /// The agent started, stopped or was replaced.

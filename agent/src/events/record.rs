@@ -15,8 +15,8 @@ use agent_common::{
 use uuid::{NoContext, Timestamp, Uuid};
 
 pub use super::control_record::{
-    AccountingEvent, Actor, LifecycleEvent, LossEvent, Lost, OverrideData, Phase, PolicyChange, PolicyEvent,
-    RecordsLost, Stage,
+    AccountingEvent, Actor, ForeignProgram, LifecycleEvent, LossEvent, Lost, OverrideData, Phase, PolicyChange,
+    PolicyEvent, RecordsLost, Stage, TamperEvent, TamperedDevice,
 };
 pub use super::long_field::LongField;
 
@@ -66,6 +66,8 @@ pub enum Record {
     Accounting(AccountingEvent),
     /// A policy set or an override changed.
     Policy(PolicyEvent),
+    /// Somebody changed what is in the kernel.
+    Tamper(TamperEvent),
     /// The agent started, stopped, was replaced.
     Lifecycle(LifecycleEvent),
 }
@@ -82,7 +84,9 @@ impl Record {
                 Kind::Cut => (Share::None, 0),
             },
             Self::Folded(event) => (Share::Folded, event.count),
-            Self::Loss(_) | Self::Accounting(_) | Self::Policy(_) | Self::Lifecycle(_) => (Share::None, 0),
+            Self::Loss(_) | Self::Accounting(_) | Self::Policy(_) | Self::Tamper(_) | Self::Lifecycle(_) => {
+                (Share::None, 0)
+            }
         }
     }
 
@@ -95,6 +99,7 @@ impl Record {
             Self::Loss(event) => event.time,
             Self::Accounting(event) => event.time,
             Self::Policy(event) => event.time,
+            Self::Tamper(event) => event.time,
             Self::Lifecycle(event) => event.time,
         }
     }

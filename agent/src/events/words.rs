@@ -3,8 +3,8 @@
 use agent_common::{flow::proto, id::IdentityId, verdict::Reason};
 
 use super::record::{
-    AccountingEvent, DenyEvent, End, FoldedEvent, Kind, LifecycleEvent, LossEvent, Outcome, Owner, Phase, PolicyChange,
-    PolicyEvent, RuleKind,
+    AccountingEvent, DenyEvent, End, FoldedEvent, ForeignProgram, Kind, LifecycleEvent, LossEvent, Outcome, Owner,
+    Phase, PolicyChange, PolicyEvent, RuleKind, TamperEvent,
 };
 
 /// Returns the word of the policy language for a protocol on the wire.
@@ -180,6 +180,50 @@ pub fn policy_message(event: &PolicyEvent) -> String {
             )
         }
     }
+}
+
+/// `ew_tc_from at to-web was detached; put back at most 212 ms later`
+#[must_use]
+pub fn tamper_message(event: &TamperEvent) -> String {
+    let place = match &event.device {
+        Some(device) => {
+            let index = || format!("device {}", device.index);
+            format!(" at {}", device.name.clone().unwrap_or_else(index))
+        }
+        None => String::new(),
+    };
+    let by: Vec<String> = event.programs.iter().map(program_words).collect();
+    let by = if by.is_empty() { String::new() } else { format!(" by {}", by.join(", ")) };
+    let end = match (&event.error, event.last_good) {
+        (None, Some(good)) => format!("put back at most {} ms later", event.time.0.saturating_sub(good.0)),
+        (None, None) => "put back; nobody knows since when it was so".to_owned(),
+        (Some(error), _) => format!("NOT put back, tried again: {error}"),
+    };
+    format!("{}{place} was {}{by}; {end}", event.object, event.act)
+}
+
+/// `the program 512 `other` (tag 57cd311f2e27366b, loaded by user 0)`
+#[must_use]
+pub fn program_words(program: &ForeignProgram) -> String {
+    let ForeignProgram { id, name, tag, loaded_by } = program;
+    let name = if name.is_empty() { "without a name".to_owned() } else { format!("`{name}`") };
+    format!("the program {id} {name} (tag {tag}, loaded by user {loaded_by})")
+}
+
+/// Returns what an act of tampering means, as a sentence.
+#[must_use]
+pub fn tamper_detail(event: &TamperEvent) -> String {
+    match event.act {
+        "detached" => "the link of a program of eastwall was detached: it did not run",
+        "replaced" => "another program was put under a link of eastwall: it ran instead",
+        "overtaken" => "another program was put before that of eastwall, which does not run if that one lets pass",
+        "unpinned" => {
+            "the pin of an object of eastwall is gone or another's: it is in force as long as the agent lives"
+        }
+        "unmounted" => "the bpffs with the pins of eastwall is not mounted: all is in force as long as the agent lives",
+        _ => "a map of eastwall says something else than was written to it",
+    }
+    .to_owned()
 }
 
 /// `eastwall 0.1.0 started: adopted 9 pinned links, epoch 41, no gap`

@@ -14,7 +14,6 @@
 //!   neighbours, clock and heat. CPU time is compared, not wall time: another process on the machine
 //!   makes a slice longer, and its CPU time hardly.
 
-mod bpf;
 mod devices;
 mod load;
 mod memory;

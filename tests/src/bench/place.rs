@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -19,11 +20,13 @@ use rustix::mount::{MountFlags, mount};
 use tempfile::TempDir;
 
 use super::{
-    bpf::{Attach, Empty, Point, attached},
     synthetic::{self, CALLEE, CALLER},
     worker::Ends,
 };
-use crate::lab::{Cgroup, Lab, Namespace, NetNs, join};
+use crate::{
+    bpf::{At, Attach, Empty, attached},
+    lab::{Cgroup, Lab, Namespace, NetNs, join},
+};
 
 /// What all measurements share.
 #[derive(Debug)]
@@ -181,9 +184,9 @@ impl<'a> Place<'a> {
     }
 
     /// Where packet programs are attached.
-    fn points(&self) -> impl Iterator<Item = (Point<'_>, Attach)> {
-        let devices = self.wires.into_iter().flat_map(|wires| wires.devices).map(|device| Point::Device(device.index));
-        let points = std::iter::once(Point::Cgroup(&self.scope)).chain(devices);
+    fn points(&self) -> impl Iterator<Item = (At<'_>, Attach)> {
+        let devices = self.wires.into_iter().flat_map(|wires| wires.devices).map(|device| At::Device(device.index));
+        let points = std::iter::once(At::Cgroup(self.scope.as_fd())).chain(devices);
         points.flat_map(|point| [(point, Attach::Egress), (point, Attach::Ingress)])
     }
 

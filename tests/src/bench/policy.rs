@@ -11,12 +11,12 @@ use eastwall::{
 
 use super::{
     EDGES, Effort,
-    bpf::fd_info,
     place::{Place, Places},
     report::{Report, Row, Target},
     sample::{Spread, as_f64},
     synthetic,
 };
+use crate::bpf::fd_info;
 
 /// Measures reading, compiling, filling, flipping, and the bytes of an edge.
 pub fn measure(places: &Places, effort: Effort, report: &mut Report) -> anyhow::Result<()> {

@@ -4,7 +4,11 @@
 //! add to a number is taken off by an empty program in the place of ours. Beside that, first packets
 //! by test runs, in which nothing but the program is in the caches.
 
-use std::{fs, net::Ipv4Addr, os::unix::fs::MetadataExt as _};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+};
 
 use agent_common::{id::IdentityId, layout::names::program};
 use anyhow::Context as _;
@@ -12,7 +16,6 @@ use eastwall::sources::cgroup::Hierarchy;
 
 use super::{
     Effort,
-    bpf::{Attach, Empty, Point, Statistics},
     load::Kind,
     place::{Place, Places},
     report::{Report, Row, Target},
@@ -20,7 +23,10 @@ use super::{
     synthetic::{self, CALLER},
     worker::{Ends, Pair, Server},
 };
-use crate::lab::Cgroup;
+use crate::{
+    bpf::{At, Attach, Empty, Statistics},
+    lab::Cgroup,
+};
 
 /// Number of edges and what it is called. What one size costs, every size must.
 const SIZES: [(usize, &str); 3] = [(10, "10"), (100_000, "100k"), (1_000_000, "1M")];
@@ -77,8 +83,8 @@ impl<'a> Subject<'a> {
     fn bare(places: &'a Places) -> anyhow::Result<Self> {
         let cgroup = places.lab.cgroup().child("bench-bare");
         let programs = [
-            Empty::attach(Point::Cgroup(&cgroup), DIRECTIONS[0].1)?,
-            Empty::attach(Point::Cgroup(&cgroup), DIRECTIONS[1].1)?,
+            Empty::attach(At::Cgroup(cgroup.as_fd()), DIRECTIONS[0].1)?,
+            Empty::attach(At::Cgroup(cgroup.as_fd()), DIRECTIONS[1].1)?,
         ];
         let pairs = start(Ends::on_loopback(&cgroup, &cgroup, &places.netns))?;
         Ok(Self { side: Side::Bare { _cgroup: cgroup, programs }, pairs, runs: Default::default() })

@@ -2,13 +2,12 @@
 
 use std::{
     fs,
-    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
 use agent_common::{
     id::Epoch,
-    layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, IdentSlot, LAYOUT_VERSION, Settings},
+    layout::{DenyCounter, DenyKey, DenyRecord, DenyStat, IdentSlot, Settings},
 };
 use anyhow::Context as _;
 use eastwall::{
@@ -77,8 +76,6 @@ pub struct Guard {
     hierarchy: Hierarchy,
     seen: [u64; DenyCounter::COUNT as usize],
     mounts: Namespace,
-    /// Where the links are pinned, as `mounts` sees it.
-    links: PathBuf,
     _dir: TempDir,
 }
 
@@ -122,12 +119,11 @@ impl Guard {
             kernel_log: false,
             capacity: options.capacity,
         };
-        let links = config.pins.join(format!("v{LAYOUT_VERSION}")).join("links");
         let mut datapath = mounts.run(|| Datapath::load(config))?;
         let events = datapath.take_events().context("take the ring of denials")?;
         let scope = lab.cgroup().path().to_owned();
         let (hierarchy, seen) = (Hierarchy::find()?, Default::default());
-        Ok(Self { datapath, events, options, scope, hierarchy, seen, mounts, links, _dir: dir })
+        Ok(Self { datapath, events, options, scope, hierarchy, seen, mounts, _dir: dir })
     }
 
     /// Attaches the programs, or puts them under the links that are there.
@@ -143,12 +139,9 @@ impl Guard {
     ///
     /// # Panics
     ///
-    /// If one is not attached.
-    pub fn detach(&self, programs: &[&str]) {
-        for program in programs {
-            let pin = self.links.join(program);
-            self.mounts.run(|| fs::remove_file(pin)).expect("remove the pin of a link");
-        }
+    /// If a pin cannot be removed.
+    pub fn detach(&mut self, programs: &[&'static str]) {
+        self.mounts.run(|| self.datapath.detach(programs)).expect("take programs away");
     }
 
     /// The kernel side.

@@ -10,7 +10,7 @@ use crate::{
         exit::{CliError, Exit},
         output::{Output, escape},
     },
-    control::wire::{Reply, Request, Status},
+    control::wire::{Reply, Request, Status, Tampering},
     policy::resolvers::listed,
 };
 
@@ -44,7 +44,8 @@ fn text(s: &Status) -> String {
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
          devices    {} guarded, {} of workloads here, {} of other hosts'\n\
          denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
-         last {:<5} {} denials, of them would-deny {}, lost {}\n",
+         last {:<5} {} denials, of them would-deny {}, lost {}\n\
+         tampering  {}\n",
         s.version,
         escape(&s.host),
         s.pid,
@@ -80,11 +81,19 @@ fn text(s: &Status) -> String {
         s.recent.denied,
         s.recent.would_deny,
         s.recent.lost,
+        tampering(&s.tampering),
     );
     for problem in &s.problems {
         text.push_str(&format!("problem    {}\n", problem.replace('\n', "\n           ")));
     }
     text
+}
+
+fn tampering(t: &Tampering) -> String {
+    let verified = format!("verified {} ms ago", t.verified_ms_ago);
+    let (Some(last), Some(ago)) = (&t.last, t.last_seconds_ago) else { return format!("none; {verified}") };
+    let found: Vec<String> = t.found.iter().map(|(act, count)| format!("{act} {count}")).collect();
+    format!("{}, put back {}; {verified}; {} ago: {last}", found.join(", "), t.repaired, duration(ago))
 }
 
 fn resolvers(all: &[IpAddr]) -> String {

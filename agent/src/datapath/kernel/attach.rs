@@ -1,14 +1,14 @@
 //! Loads the programs and attaches them, or puts them under the links of an earlier agent.
 
-use std::{fs::File, io, os::fd::AsFd as _};
+use std::{collections::BTreeMap, fs::File, io, os::fd::AsFd as _};
 
 use agent_common::layout::names::program;
 use aya::{
     Btf, Ebpf,
-    programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
+    programs::{Program, ProgramError},
 };
 
-use super::{Datapath, DatapathConfig, DatapathError};
+use super::{Datapath, DatapathConfig, DatapathError, links::Place};
 use crate::datapath::sys;
 
 impl Datapath {
@@ -18,6 +18,13 @@ impl Datapath {
         program::ALL.iter().any(|name| self.pins.link(name).exists())
     }
 
+    /// Returns the programs of an earlier agent that have no pin any more, so that they do not run.
+    #[must_use]
+    pub fn unpinned(&self) -> Vec<&'static str> {
+        let wanted = program::ALL.into_iter().filter(|name| self.config.fast_refusal || !is_fast_refusal(name));
+        wanted.filter(|name| !self.pins.link(name).exists()).collect()
+    }
+
     /// Attaches every program, or puts it under the link that is there already.
     ///
     /// # Errors
@@ -25,39 +32,41 @@ impl Datapath {
     /// [`DatapathError`] with the first program that failed; those before it stay attached, and the
     /// caller must not say "enforcing".
     pub fn attach(&mut self) -> Result<(), DatapathError> {
-        let cgroup =
-            File::open(&self.config.cgroup).map_err(|e| DatapathError::Cgroup(self.config.cgroup.clone(), e))?;
         for name in program::ALL {
-            let pin = self.pins.link(name);
-            let failed = |verb, source| DatapathError::Program { verb, program: name, source };
+            let place = Place { program: name, device: None };
             if !self.config.fast_refusal && is_fast_refusal(name) {
-                if pin.exists() {
-                    std::fs::remove_file(&pin).map_err(|e| failed("detach", Box::new(e)))?;
-                }
-                continue;
-            }
-            let program =
-                self.ebpf.program_mut(name).ok_or_else(|| failed("find", "it is not in the object".into()))?;
-            if matches!(program, Program::BtfTracePoint(_)) {
+                self.take_off(place)?;
+            } else if attach_type(name).is_none() || !self.adopt(place)? {
                 // A tracing link takes no other program: the new one is attached beside the old, and
                 // its pin renamed over the old pin. For a moment both run, which changes nothing.
-                let link = attach_new(program, &cgroup).map_err(|e| failed("attach", e))?;
-                let aside = self.pins.link(&format!("{name}_new"));
-                // Left by an agent that died here.
-                let _ = std::fs::remove_file(&aside);
-                drop(link.pin(&aside).map_err(|e| failed("pin the link of", Box::new(e)))?);
-                std::fs::rename(&aside, &pin).map_err(|e| failed("rename the pin of", Box::new(e)))?;
-                continue;
+                self.attach_to_cgroup(name)?;
             }
-            if let Some(link) = sys::open_pin(&pin).map_err(|e| failed("open the link of", Box::new(e)))? {
-                let new = program.fd().map_err(|e| failed("find", Box::new(e)))?.as_fd();
-                sys::link_update(link.as_fd(), new).map_err(|e| failed("replace", Box::new(e)))?;
-                continue;
-            }
-            let link = attach_new(program, &cgroup).map_err(|e| failed("attach", e))?;
-            drop(link.pin(&pin).map_err(|e| failed("pin the link of", Box::new(e)))?);
         }
         Ok(())
+    }
+
+    /// Attaches a program to the guarded cgroup, or to all if it is one of tracing, by a link of its own.
+    pub(super) fn attach_to_cgroup(&mut self, name: &'static str) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::program("attach", name, source);
+        let program = self.program(name)?;
+        let link = match attach_type(name) {
+            Some(attach_type) => {
+                let cgroup = &self.config.cgroup;
+                let cgroup = File::open(cgroup).map_err(|e| DatapathError::Cgroup(cgroup.clone(), e))?;
+                sys::attach_to_cgroup(program, cgroup.as_fd(), attach_type).map_err(failed)?
+            }
+            None => sys::attach_to_tracepoint(program).map_err(failed)?,
+        };
+        self.hold(Place { program: name, device: None }, link)
+    }
+
+    /// Takes programs off the guarded cgroup, by name.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`] with the pin that cannot be removed.
+    pub fn detach(&mut self, programs: &[&'static str]) -> Result<(), DatapathError> {
+        programs.iter().try_for_each(|program| self.take_off(Place { program, device: None }))
     }
 
     /// Returns the programs that should be attached and are not.
@@ -66,14 +75,28 @@ impl Datapath {
         program::ALL
             .into_iter()
             .filter(|name| self.config.fast_refusal || !is_fast_refusal(name))
-            .filter(|name| !self.pins.link(name).exists())
+            .filter(|&program| !self.links.contains_key(&Place { program, device: None }))
             .collect()
     }
 
-    /// Returns how many programs are attached.
+    /// Returns how many programs are attached to the guarded cgroup.
     #[must_use]
     pub fn links(&self) -> u64 {
-        program::ALL.iter().map(|name| u64::from(self.pins.link(name).exists())).sum()
+        self.links.keys().map(|place| u64::from(place.device.is_none())).sum()
+    }
+}
+
+/// Where at a cgroup a program is attached, of `enum bpf_attach_type`; `None` is one of tracing, for all cgroups.
+pub(super) fn attach_type(name: &str) -> Option<u32> {
+    match name {
+        program::INGRESS => Some(0),
+        program::EGRESS => Some(1),
+        program::SOCK_CREATE => Some(2),
+        program::CONNECT4 => Some(10),
+        program::CONNECT6 => Some(11),
+        program::SENDMSG4 => Some(14),
+        program::SENDMSG6 => Some(15),
+        _ => None,
     }
 }
 
@@ -84,11 +107,15 @@ const fn is_fast_refusal(name: &str) -> bool {
 /// How often a load is tried that the kernel gave up halfway.
 const LOAD_TRIES: u32 = 10;
 
-/// Loads the programs that can be attached: the kernel takes half a second to check each.
-pub(super) fn load_programs(ebpf: &mut Ebpf, config: &DatapathConfig) -> Result<(), DatapathError> {
+/// Loads the programs that can be attached: the kernel takes half a second to check each. Returns their numbers.
+pub(super) fn load_programs(
+    ebpf: &mut Ebpf,
+    config: &DatapathConfig,
+) -> Result<BTreeMap<&'static str, u32>, DatapathError> {
     let btf = Btf::from_sys_fs().map_err(|e| DatapathError::Load(e.into()))?;
     let of_cgroup = program::ALL.into_iter().filter(|name| config.fast_refusal || !is_fast_refusal(name));
-    let of_devices = program::DEVICE.into_iter().filter(|_| config.devices);
+    let of_devices = program::DEVICE.into_iter().chain([program::TC_CLOSED]).filter(|_| config.devices);
+    let mut numbers = BTreeMap::new();
     for name in of_cgroup.chain(of_devices) {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Program {
             verb: "load",
@@ -97,8 +124,10 @@ pub(super) fn load_programs(ebpf: &mut Ebpf, config: &DatapathConfig) -> Result<
         };
         let program = ebpf.program_mut(name).ok_or_else(|| failed("it is not in the object".into()))?;
         again(|| load_program(name, program, &btf), was_interrupted).map_err(|e| failed(Box::new(e)))?;
+        let fd = program.fd().map_err(|e| failed(Box::new(e)))?;
+        numbers.insert(name, sys::program_info(fd.as_fd()).map_err(|e| failed(Box::new(e)))?.id);
     }
-    Ok(())
+    Ok(numbers)
 }
 
 fn load_program(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramError> {
@@ -129,30 +158,6 @@ fn again<E>(mut load: impl FnMut() -> Result<(), E>, was_interrupted: impl Fn(&E
 /// On a busy machine that happens to loads that take long.
 fn was_interrupted(error: &ProgramError) -> bool {
     matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::WouldBlock)
-}
-
-fn attach_new(program: &mut Program, cgroup: &File) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
-    let mode = CgroupAttachMode::Single;
-    Ok(match program {
-        Program::CgroupSkb(p) => {
-            let direction = p.expected_attach_type().ok_or("its section names no direction")?;
-            let id = p.attach(cgroup, direction, mode)?;
-            p.take_link(id)?.try_into()?
-        }
-        Program::CgroupSock(p) => {
-            let id = p.attach(cgroup, mode)?;
-            p.take_link(id)?.try_into()?
-        }
-        Program::CgroupSockAddr(p) => {
-            let id = p.attach(cgroup, mode)?;
-            p.take_link(id)?.try_into()?
-        }
-        Program::BtfTracePoint(p) => {
-            let id = p.attach()?;
-            p.take_link(id)?.into()
-        }
-        _ => return Err("it is of another type".into()),
-    })
 }
 
 #[cfg(test)]

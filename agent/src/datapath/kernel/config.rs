@@ -68,6 +68,12 @@ pub struct Runs {
     pub time: Duration,
 }
 
+impl DatapathError {
+    pub(super) fn program(verb: &'static str, program: &'static str, source: io::Error) -> Self {
+        Self::Program { verb, program, source: Box::new(source) }
+    }
+}
+
 /// Why the kernel side could not be set up or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {

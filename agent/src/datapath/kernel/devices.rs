@@ -1,18 +1,17 @@
 //! The programs on the host's side of workloads' devices: TCX links, pinned like those of cgroups.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd as _};
+use std::{collections::BTreeMap, io};
 
 use agent_common::{
     id::Epoch,
     layout::{DeviceEntry, is_of_device, names::program},
 };
-use aya::programs::SchedClassifier;
 
-use super::{Datapath, DatapathError};
-use crate::datapath::{
-    sys::{self, Side},
-    table::TableError,
+use super::{
+    Datapath, DatapathError,
+    links::{Place, side},
 };
+use crate::datapath::{sys, table::TableError};
 
 /// The host's side of a workload's device, in the caller's network namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,32 +46,39 @@ impl Datapath {
         if before != Some(entry) {
             self.forget_flows(device.index)?;
         }
-        for name in program::DEVICE {
-            let failed = |verb, source| DatapathError::Program { verb, program: name, source };
-            let pin = self.pins.link(&pin_name(name, device.index));
-            let program: &mut SchedClassifier = self
-                .ebpf
-                .program_mut(name)
-                .ok_or_else(|| failed("find", "it is not in the object".into()))?
-                .try_into()
-                .map_err(|e| failed("find", Box::new(e)))?;
-            let program = program.fd().map_err(|e| failed("find", Box::new(e)))?.as_fd();
-            if let Some(link) = sys::open_pin(&pin).map_err(|e| failed("open the link of", Box::new(e)))? {
-                match sys::link_update(link.as_fd(), program) {
-                    Ok(()) => continue,
-                    // An earlier device had this index. The link has died with it.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                        std::fs::remove_file(&pin).map_err(|e| failed("remove the pin of", Box::new(e)))?;
-                    }
-                    Err(error) => return Err(failed("replace", Box::new(error))),
-                }
+        for program in program::DEVICE {
+            if !self.adopt(Place { program, device: Some(device.index) })? {
+                self.attach_to_device(program, device.index)?;
             }
-            let side = if name == program::TC_FROM { Side::Ingress } else { Side::Egress };
-            let link =
-                sys::attach_first(program, device.index, side).map_err(|e| failed("attach", Box::new(Refused(e))))?;
-            sys::pin(link.as_fd(), &pin).map_err(|e| failed("pin the link of", Box::new(e)))?;
         }
         Ok(())
+    }
+
+    /// Says whether the programs know a device as one of the workload of a cgroup.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn is_guarded(&self, device: &Device, cgroup: u64) -> Result<bool, TableError> {
+        let entry = DeviceEntry { cgroup, netns: device.netns.cast_unsigned(), reserved: 0 };
+        Ok(self.dev_owner.get(&device.index)? == Some(entry))
+    }
+
+    /// Returns who has an address: a cgroup of the workload; 0 is no one workload, none nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn owner_of(&self, addr: &[u8; 16]) -> Result<Option<u64>, TableError> {
+        self.addr_owner.get(addr)
+    }
+
+    /// Attaches a program to a device, before all others there, by a link of its own.
+    pub(super) fn attach_to_device(&mut self, name: &'static str, index: u32) -> Result<(), DatapathError> {
+        let link = sys::attach_first(self.program(name)?, index, side(name));
+        let link =
+            link.map_err(|e| DatapathError::Program { verb: "attach", program: name, source: Box::new(Refused(e)) })?;
+        self.hold(Place { program: name, device: Some(index) }, link)
     }
 
     /// Ends that: the device is another's, or gone. A device that is not guarded is no error.
@@ -81,13 +87,8 @@ impl Datapath {
     ///
     /// [`DatapathError`] with the program that is still attached.
     pub fn release_device(&mut self, index: u32) -> Result<(), DatapathError> {
-        for name in program::DEVICE {
-            match std::fs::remove_file(self.pins.link(&pin_name(name, index))) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(DatapathError::Program { verb: "detach", program: name, source: Box::new(e) });
-                }
-                _ => {}
-            }
+        for program in program::DEVICE {
+            self.take_off(Place { program, device: Some(index) })?;
         }
         self.dev_owner.remove(&index)?;
         Ok(self.forget_flows(index)?)
@@ -160,9 +161,4 @@ impl Datapath {
         self.in_force = epoch;
         Ok(epoch)
     }
-}
-
-/// The name of the pin of a link: there is one for each program and device.
-fn pin_name(program: &str, index: u32) -> String {
-    format!("{program}_{index}")
 }

@@ -1,13 +1,13 @@
 //! Policy and labels into the maps: the idle side is filled, one store flips, the old side is freed.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use agent_common::{
     id::Epoch,
     layout::{EdgeEntry, EdgeKey, IdentEntry, IdentSlot, RuleStat, Settings, UidKey, names::map},
 };
 
-use super::{Datapath, DatapathError, Identities, Prepared};
+use super::{Datapath, DatapathError, Identities, Prepared, Side};
 use crate::{
     datapath::{
         sys::{self, MapKind},
@@ -70,15 +70,40 @@ impl Datapath {
         self.fill_identities(prepared.epoch.side(), identities)
     }
 
-    /// Switches to a prepared side: one store, after which every new verdict is of the new policy.
+    /// Switches to a prepared side: one store, after which every new verdict is of the new policy. Nobody can write to
+    /// its edges any more.
     ///
     /// # Errors
     ///
     /// [`TableError`]; then nothing has changed.
     pub fn flip(&mut self, prepared: &Prepared) -> Result<Epoch, TableError> {
+        let inner = [
+            Self::closed(map::EDGES, prepared.edges.fd())?,
+            Self::closed(map::SPILL, prepared.spill.fd())?,
+            Self::closed(map::ADDR_EXT, prepared.prefixes.fd())?,
+        ];
         self.epoch.put(&0, &u64::from(prepared.epoch.0))?;
         self.in_force = prepared.epoch;
+        self.side = Some(Side { settings: prepared.settings, inner });
         Ok(prepared.epoch)
+    }
+
+    /// Closes a map to writers, and holds it.
+    fn closed(name: &'static str, map: &OwnedFd) -> Result<(&'static str, u32, OwnedFd), TableError> {
+        let failed = |verb| move |source| TableError { map: name, verb, source };
+        sys::freeze(map.as_fd()).map_err(failed("close to writers"))?;
+        let id = sys::map_id(map.as_fd()).map_err(failed("look at"))?;
+        Ok((name, id, map.try_clone().map_err(failed("hold"))?))
+    }
+
+    /// The map of maps of a name.
+    pub(super) fn outer(&self, name: &str) -> Option<&Table<u32, u32>> {
+        match name {
+            map::EDGES => Some(&self.edges),
+            map::SPILL => Some(&self.spill),
+            map::ADDR_EXT => Some(&self.addr_ext),
+            _ => None,
+        }
     }
 
     /// Waits until no program runs under the old epoch and frees the old side's edges.

@@ -7,6 +7,8 @@ mod config;
 mod devices;
 mod fill;
 mod held;
+mod links;
+mod neighbours;
 mod read;
 
 use agent_common::{
@@ -17,6 +19,8 @@ use agent_common::{
         names::map,
     },
 };
+use std::{collections::BTreeMap, os::fd::OwnedFd};
+
 use aya::{Ebpf, EbpfLoader, maps::MapData};
 
 pub use self::{
@@ -24,8 +28,15 @@ pub use self::{
     config::{DatapathConfig, DatapathError, Identities, Prepared, Runs},
     devices::Device,
     held::{Held, RawElement},
+    links::{Act, Finding, Look, Object, Place},
+    neighbours::Neighbour,
 };
-use super::{btf::Btf, log, object, pins::Pins, table::Table};
+use super::{
+    btf::Btf,
+    log, object,
+    pins::{self, Pins},
+    table::Table,
+};
 use crate::policy::plan::{Capacity, UID_ENTRIES};
 
 /// The running kernel side.
@@ -50,6 +61,21 @@ pub struct Datapath {
     deny_seen: Table<DenyKey, DenyStat>,
     deny_folded: Table<[u64; 2], DenyStat>,
     in_force: Epoch,
+    /// What the maps of maps and the settings hold of the policy in force; none before this agent's first.
+    side: Option<Side>,
+    /// The numbers of the programs.
+    numbers: BTreeMap<&'static str, u32>,
+    /// What is attached.
+    links: BTreeMap<Place, links::Link>,
+    /// Every map, and its pin.
+    maps: BTreeMap<&'static str, pins::Held>,
+}
+
+/// The policy in force as the kernel holds it.
+struct Side {
+    settings: Settings,
+    /// Map of maps, number of the map in it, and that map.
+    inner: [(&'static str, u32, OwnedFd); 3],
 }
 
 impl Datapath {
@@ -89,7 +115,12 @@ impl Datapath {
         }
         let mut ebpf = loader.load(bytes).map_err(DatapathError::Load)?;
         check_shapes(&pins, &config.capacity)?;
-        attach::load_programs(&mut ebpf, &config)?;
+        let numbers = attach::load_programs(&mut ebpf, &config)?;
+        let mut maps = BTreeMap::new();
+        for name in map::ALL {
+            let held = pins::Held::open(pins.map(name));
+            maps.extend(held.map_err(|e| DatapathError::Map(name, e.into()))?.map(|held| (name, held)));
+        }
 
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| DatapathError::Secret(e))?;
         let mut datapath = Self {
@@ -109,6 +140,10 @@ impl Datapath {
             deny_seen: Table::open(&pins.map(map::DENY_SEEN), map::DENY_SEEN)?,
             deny_folded: Table::open(&pins.map(map::DENY_FOLDED), map::DENY_FOLDED)?,
             in_force: Epoch(0),
+            side: None,
+            numbers,
+            links: BTreeMap::new(),
+            maps,
             config,
             ebpf,
             pins,

@@ -15,11 +15,11 @@ use crate::events::{
 };
 
 /// A class of the schema: category, class, their captions.
-struct Class {
-    category_uid: u8,
-    category: &'static str,
-    uid: u32,
-    name: &'static str,
+pub(super) struct Class {
+    pub(super) category_uid: u8,
+    pub(super) category: &'static str,
+    pub(super) uid: u32,
+    pub(super) name: &'static str,
 }
 
 const EVENT_LOG: Class = Class { category_uid: 1, category: "System Activity", uid: 1008, name: "Event Log Activity" };
@@ -29,19 +29,19 @@ const LIFECYCLE: Class =
     Class { category_uid: 6, category: "Application Activity", uid: 6002, name: "Application Lifecycle" };
 
 /// What differs between the heads.
-struct Kind {
-    code: &'static str,
-    feature: &'static str,
-    class: &'static Class,
-    activity_id: u8,
-    activity: &'static str,
+pub(super) struct Kind {
+    pub(super) code: &'static str,
+    pub(super) feature: &'static str,
+    pub(super) class: &'static Class,
+    pub(super) activity_id: u8,
+    pub(super) activity: &'static str,
     /// Caption of the activity within the type; differs for activities that the schema calls "Other".
-    of_type: &'static str,
-    severity_id: u8,
-    status_id: u8,
+    pub(super) of_type: &'static str,
+    pub(super) severity_id: u8,
+    pub(super) status_id: u8,
 }
 
-fn head<'a>(kind: &Kind, uid: uuid::Uuid, time: UnixMillis, stamp: &Stamp<'a>) -> Head<'a> {
+pub(super) fn head<'a>(kind: &Kind, uid: uuid::Uuid, time: UnixMillis, stamp: &Stamp<'a>) -> Head<'a> {
     let class = kind.class;
     Head {
         time: time.0,

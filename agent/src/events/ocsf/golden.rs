@@ -275,6 +275,22 @@ fn a_change_of_policy_is_the_sample() {
 }
 
 #[test]
+fn an_act_of_tampering_is_the_sample() {
+    let event = TamperEvent {
+        uid: uid("01a201da-ff37-7b44-a1c9-7e0f9d8c6b5a"),
+        time: UnixMillis(1_795_327_459_123),
+        act: "overtaken",
+        object: "ew_tc_from".into(),
+        device: Some(TamperedDevice { index: 12, name: Some("to-web".into()) }),
+        programs: vec![ForeignProgram { id: 512, name: "other".into(), tag: "57cd311f2e27366b".into(), loaded_by: 0 }],
+        last_good: Some(UnixMillis(1_795_327_458_911)),
+        error: None,
+    };
+    let sample = include_str!("../../../tests/samples/ocsf-tamper.json");
+    check(sample, &[], &Record::Tamper(event), 48311, 1_795_327_459_127);
+}
+
+#[test]
 fn a_start_is_the_sample() {
     let event = LifecycleEvent {
         uid: uid("01a201a3-320d-7110-b0c1-d2e3f4a5b6c7"),

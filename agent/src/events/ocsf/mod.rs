@@ -7,6 +7,7 @@
 //! Source: events.md, section 4.
 
 mod control;
+mod finding;
 mod fit;
 mod flow;
 #[cfg(test)]
@@ -65,6 +66,7 @@ pub fn write_line(buffer: &mut Vec<u8>, record: &Record, stamp: &Stamp<'_>) -> s
         Record::Loss(event) => control::write_loss(buffer, event, stamp),
         Record::Accounting(event) => control::write_accounting(buffer, event, stamp),
         Record::Policy(event) => control::write_policy(buffer, event, stamp),
+        Record::Tamper(event) => finding::write_tamper(buffer, event, stamp),
         Record::Lifecycle(event) => control::write_lifecycle(buffer, event, stamp),
     };
     match written {
@@ -117,7 +119,8 @@ const fn severity_name(id: u8) -> &'static str {
         1 => "Informational",
         2 => "Low",
         3 => "Medium",
-        _ => "High",
+        4 => "High",
+        _ => "Critical",
     }
 }
 

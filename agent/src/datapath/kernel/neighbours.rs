@@ -1,0 +1,83 @@
+//! Programs of others where ours are attached.
+
+use std::os::fd::BorrowedFd;
+
+use agent_common::layout::names::program;
+
+use super::{Datapath, DatapathError, links::side};
+use crate::datapath::sys::{self, ProgramInfo, Target};
+
+/// Hooks of a cgroup that connections and packets pass: a number of `enum bpf_attach_type`, and its name.
+const HOOKS: [(u32, &str); 10] = [
+    (0, "ingress"),
+    (1, "egress"),
+    (2, "sock_create"),
+    (3, "sock_ops"),
+    (8, "bind4"),
+    (9, "bind6"),
+    (10, "connect4"),
+    (11, "connect6"),
+    (14, "sendmsg4"),
+    (15, "sendmsg6"),
+];
+
+/// A program of others at a place of ours.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Neighbour {
+    /// What it sees: `ingress` of a device is what leaves the workload behind it.
+    pub hook: &'static str,
+    /// Whether it runs before ours and may decide instead. Of a cgroup none may: every program there is asked.
+    pub before: bool,
+    /// What the kernel says of it.
+    pub program: ProgramInfo,
+}
+
+impl Datapath {
+    /// Lists the programs of others at a guarded device; none if it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn neighbours_at_device(&self, index: u32) -> Result<Vec<Neighbour>, DatapathError> {
+        let mut found = Vec::new();
+        for name in program::DEVICE {
+            let hook = if name == program::TC_FROM { "ingress" } else { "egress" };
+            let listed = match sys::query(Target::Device(index), side(name) as u32) {
+                Ok(listed) => listed,
+                Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
+                Err(e) => return Err(DatapathError::program("list what runs beside", name, e)),
+            };
+            let ours = listed.iter().position(|one| self.is_ours(one.program)).unwrap_or(listed.len());
+            for (at, other) in listed.iter().enumerate().filter(|(_, one)| !self.is_ours(one.program)) {
+                let program = self.describe(&[other.program]).remove(0);
+                found.push(Neighbour { hook, before: at < ours, program });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lists the programs of others at a cgroup; `effective` = with those of the cgroups above it.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn neighbours_at_cgroup(
+        &self,
+        cgroup: BorrowedFd<'_>,
+        effective: bool,
+    ) -> Result<Vec<Neighbour>, DatapathError> {
+        let mut found = Vec::new();
+        for (attach_type, hook) in HOOKS {
+            let listed = sys::query(Target::Cgroup(cgroup, effective), attach_type)
+                .map_err(|e| DatapathError::program("list what runs beside", program::EGRESS, e))?;
+            let others: Vec<u32> = listed.iter().map(|one| one.program).filter(|id| !self.is_ours(*id)).collect();
+            let neighbour = |program| Neighbour { hook, before: false, program };
+            found.extend(self.describe(&others).into_iter().map(neighbour));
+        }
+        Ok(found)
+    }
+
+    fn is_ours(&self, program: u32) -> bool {
+        self.numbers.values().any(|number| *number == program)
+    }
+}
