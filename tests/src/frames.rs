@@ -1,12 +1,12 @@
 //! Packets and frames that a test builds by hand, and what a [`Wall`] must make of them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent_common::{
     layout::{DenyCounter, Hook},
     verdict::Reason,
 };
-use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader, checksum::Sum16BitWords};
 
 use crate::lab::{Denials, Family, Socket, Wall};
 
@@ -47,6 +47,130 @@ pub fn ip_tcp(from: SocketAddr, to: SocketAddr, flags: Builder<PacketBuilderStep
     let mut packet = Vec::new();
     flags(ip(from, to).tcp(from.port(), to.port(), 7, 1024)).write(&mut packet, data).expect("build a packet");
     packet
+}
+
+/// An error of ICMP or ICMPv6 by type and code, or another message, and what it quotes.
+///
+/// # Panics
+///
+/// If the ends are not of one family.
+#[must_use]
+pub fn icmp_error(from: IpAddr, to: IpAddr, (kind, code): (u8, u8), quoted: &[u8]) -> Vec<u8> {
+    // Where a next hop takes less than a packet has, this is what it takes.
+    let rest = [0, 0, 5, 0];
+    let mut packet = Vec::new();
+    let step = ip(SocketAddr::new(from, 0), SocketAddr::new(to, 0));
+    if from.is_ipv4() {
+        step.icmpv4_raw(kind, code, rest).write(&mut packet, quoted)
+    } else {
+        step.icmpv6_raw(kind, code, rest).write(&mut packet, quoted)
+    }
+    .expect("build a packet");
+    packet
+}
+
+/// The two fragments of a packet; the second begins `at` bytes behind its IP header, a multiple of 8.
+///
+/// # Panics
+///
+/// If the packet ends before.
+#[must_use]
+pub fn fragments(packet: &[u8], at: u16) -> [Vec<u8>; 2] {
+    const ID: [u8; 4] = [0, 0, 0x57, 0xa1];
+    let is_v4 = packet[0] >> 4 == 4;
+    let (header, payload) = packet.split_at(if is_v4 { 20 } else { 40 });
+    let (first, second) = payload.split_at(usize::from(at));
+    [(first, 0, true), (second, at / 8, false)].map(|(part, offset, more)| {
+        if is_v4 {
+            let mut header = header.to_vec();
+            header[4..6].copy_from_slice(&ID[2..]);
+            header[6..8].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
+            return sealed([&header[..], part].concat());
+        }
+        let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
+        let chained = [&[header[6], 0, high, low][..], &ID].concat();
+        sealed([&header[..6], &[44], &header[7..], &chained, part].concat())
+    })
+}
+
+/// An IPv4 packet with options: bytes that are a multiple of 4.
+///
+/// # Panics
+///
+/// If they are more than 40.
+#[must_use]
+pub fn with_options(packet: &[u8], options: &[u8]) -> Vec<u8> {
+    let words = u8::try_from(options.len() / 4).expect("few words");
+    sealed([&[packet[0] + words], &packet[1..20], options, &packet[20..]].concat())
+}
+
+/// An IPv6 packet with extension headers before its transport header: the number of each, and its bytes from the
+/// second on.
+///
+/// # Panics
+///
+/// If it gets too long.
+#[must_use]
+pub fn with_extensions(packet: &[u8], chain: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut out = packet[..40].to_vec();
+    let mut next = 6;
+    for (number, rest) in chain {
+        out[next] = *number;
+        next = out.len();
+        out.push(0);
+        out.extend_from_slice(rest);
+    }
+    out[next] = packet[6];
+    sealed([&out, &packet[40..]].concat())
+}
+
+/// The same bytes behind the IP header, as another protocol.
+#[must_use]
+pub fn with_protocol(packet: &[u8], protocol: u8) -> Vec<u8> {
+    let at = if packet[0] >> 4 == 4 { 9 } else { 6 };
+    let mut packet = packet.to_vec();
+    packet[at] = protocol;
+    sealed(packet)
+}
+
+/// Makes the lengths of an IP header, and its checksum, those of the packet.
+fn sealed(mut packet: Vec<u8>) -> Vec<u8> {
+    let length = |bytes: usize| u16::try_from(bytes).expect("a short packet").to_be_bytes();
+    if packet[0] >> 4 == 6 {
+        let length = length(packet.len() - 40);
+        packet[4..6].copy_from_slice(&length);
+        return packet;
+    }
+    let length = length(packet.len());
+    packet[2..4].copy_from_slice(&length);
+    packet[10..12].fill(0);
+    let header = usize::from(packet[0] & 15) * 4;
+    let sum = Sum16BitWords::new().add_slice(&packet[..header]).ones_complement();
+    packet[10..12].copy_from_slice(&sum.to_ne_bytes());
+    packet
+}
+
+/// Addresses that are not of `web`: of the other workload, of a stranger beside it, of the host on either side,
+/// loopback, all hosts, none, of the link, of the world.
+#[must_use]
+pub fn forged_sources(family: Family) -> [IpAddr; 9] {
+    let texts = match family {
+        Family::V4 => [
+            "10.9.1.2",
+            "10.9.0.2",
+            "10.9.0.254",
+            "10.9.1.254",
+            "127.0.0.1",
+            "224.0.0.1",
+            "0.0.0.0",
+            "169.254.7.7",
+            "192.0.2.1",
+        ],
+        Family::V6 => {
+            ["fd09:1::2", "fd09::2", "fd09::ff", "fd09:1::ff", "::1", "ff02::1", "::", "fe80::7", "2001:db8::1"]
+        }
+    };
+    texts.map(|text| text.parse().expect("an address"))
 }
 
 /// A frame from `web` to the host around a packet.

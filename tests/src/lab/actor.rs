@@ -91,6 +91,15 @@ impl Actor {
         self.end_with_fd().map(|(reply, _)| reply)
     }
 
+    /// As [`Self::end`], of one that counts.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn end_count(&self) -> Result<usize, Errno> {
+        self.end().map(count)
+    }
+
     fn end_with_fd(&self) -> Result<(Reply, Option<OwnedFd>), Errno> {
         let (reply, descriptor) = receive(&self.control).expect("hear an actor").expect("an actor that lives answers");
         match reply {
@@ -420,6 +429,12 @@ impl Socket {
     #[must_use]
     pub fn receive_command(self, wanted: usize, timeout: Duration) -> Command {
         Command::Receive { socket: self.0, count: wanted, timeout_ms: millis(timeout) }
+    }
+
+    /// Waits for so many bytes, and only counts them; to be ended by [`Actor::end_count`].
+    #[must_use]
+    pub fn drain_command(self, bytes: usize, timeout: Duration) -> Command {
+        Command::Drain { socket: self.0, bytes, timeout_ms: millis(timeout) }
     }
 }
 

@@ -30,6 +30,7 @@ mod require;
 mod routed;
 mod scene;
 mod spawn;
+pub(crate) mod transmit;
 mod wall;
 pub(crate) mod wire;
 mod witness;
@@ -52,7 +53,8 @@ pub use routed::{HostOf, Routed, TwoHosts, join};
 pub use rustix::io::Errno;
 pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};
-pub use wall::Wall;
+pub use transmit::Transmit;
+pub use wall::{VXLAN_PORT, Wall};
 pub use wire::{Command, Family, Kind, Message, Reply, UringOperation};
 pub use witness::Witness;
 

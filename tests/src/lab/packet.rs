@@ -1,10 +1,9 @@
-//! AF_PACKET: sees every packet of a namespace, and sends past every socket hook.
+//! AF_PACKET: sees every packet of a namespace.
 #![expect(unsafe_code, reason = "no library has safe wrappers for AF_PACKET addresses and statistics")]
 
 use std::{
-    ffi::CString,
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 /// linux/if_ether.h: every protocol, in both directions.
@@ -64,46 +63,8 @@ pub(crate) fn lost(tap: BorrowedFd<'_>) -> io::Result<u32> {
     if result == 0 { Ok(stats.tp_drops) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Sends a frame by a device, past its queue if asked to.
-pub(crate) fn send(device: &str, frame: &[u8], bypass: bool) -> io::Result<()> {
-    let name = CString::new(device)?;
-    // SAFETY: `name` is a string that ends in zero and lives across the call.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    if index == 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // Protocol 0: this socket only sends.
-    let socket = open(0)?;
-    let bypass = libc::c_int::from(bypass);
-    // SAFETY: `bypass` is readable for the length given, and lives across the call.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_QDISC_BYPASS,
-            (&raw const bypass).cast(),
-            socklen::<libc::c_int>(),
-        )
-    };
-    if set < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let to = address(i32::try_from(index).map_err(io::Error::other)?);
-    // SAFETY: `frame` and `to` are readable for the lengths given, and live across the call.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_fd().as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            socklen::<libc::sockaddr_ll>(),
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn open(protocol: u16) -> io::Result<OwnedFd> {
+/// A socket of AF_PACKET; of protocol 0 it sees nothing.
+pub(super) fn open(protocol: u16) -> io::Result<OwnedFd> {
     let protocol = libc::c_int::from(protocol.to_be());
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
@@ -120,7 +81,8 @@ const FAMILY: u16 = {
     17
 };
 
-fn address(index: i32) -> libc::sockaddr_ll {
+/// The device of an index.
+pub(super) fn address(index: i32) -> libc::sockaddr_ll {
     libc::sockaddr_ll {
         sll_family: FAMILY,
         sll_protocol: ETH_P_ALL.to_be(),
@@ -133,6 +95,6 @@ fn address(index: i32) -> libc::sockaddr_ll {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "both types are a few bytes long")]
-const fn socklen<T>() -> libc::socklen_t {
+pub(super) const fn socklen<T>() -> libc::socklen_t {
     size_of::<T>() as libc::socklen_t
 }

@@ -11,8 +11,8 @@ use agent_common::id::Epoch;
 use eastwall::datapath::Device;
 
 use super::{
-    Command, Denials, Errno, Guard, GuardOptions, Lab, NetNs, Party, Routed, Witness,
-    routed::{DEVICES, ethernet},
+    Command, Denials, Errno, Family, Guard, GuardOptions, Lab, NetNs, Party, Reply, Routed, Transmit, Witness,
+    routed::{DEVICES, ethernet, hardware_address},
     scene::TRUST_DOMAIN,
 };
 
@@ -231,6 +231,88 @@ impl Wall {
         let command = Command::SendFrame { device: "web0".to_owned(), frame: frame.to_vec(), bypass };
         self.web.actor.call(&command).map(drop)
     }
+
+    /// Lets `web` send frames past every socket hook, one after another and as many times over as there are rounds.
+    /// Gives how many were taken.
+    ///
+    /// # Errors
+    ///
+    /// Of sendto(2).
+    pub fn hammer_frames(&self, frames: &[Vec<u8>], rounds: u32, by: Transmit) -> Result<usize, Errno> {
+        let command = Command::HammerFrames { device: "web0".to_owned(), frames: frames.to_vec(), rounds, by };
+        match self.web.actor.call(&command)? {
+            Reply::Count(count) => Ok(count),
+            other => panic!("an actor counts frames: {other:?}"),
+        }
+    }
+
+    /// Makes a switch of the host: it looks at no IP address, so that a frame of any arrives. Gives the hardware
+    /// addresses of `web` and of `db`.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel or `ip` refuses.
+    #[must_use]
+    pub fn switch(&self) -> ([u8; 6], [u8; 6]) {
+        self.host.ip("link add name sw0 type bridge mcast_snooping 0");
+        self.host.run(|| without_ipv6("sw0"));
+        for device in DEVICES {
+            self.host.ip(&format!("link set {device} master sw0"));
+        }
+        self.host.ip("link set sw0 up");
+        let ends = [(&self.web, "web0"), (&self.db, "db0")];
+        let macs = ends.map(|(party, device)| hardware_address(&party.net, device));
+        for ((from, device), (to, mac)) in ends.into_iter().zip([(&self.db, macs[1]), (&self.web, macs[0])]) {
+            for addr in to.addrs {
+                from.net.ip(&format!("route add {addr} dev {device}"));
+                neighbour(&from.net, addr, device, mac);
+            }
+        }
+        (macs[0], macs[1])
+    }
+
+    /// Builds a tunnel by VXLAN between the workloads, over IPv4 or IPv6. Gives both inner addresses; nobody has to
+    /// ask for a neighbour.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel or `ip` refuses.
+    #[must_use]
+    pub fn tunnel(&self, over: Family) -> [IpAddr; 2] {
+        let (n, device) = if over == Family::V4 { (4, "vx4") } else { (6, "vx6") };
+        let inner = [1, 2].map(|host| IpAddr::from([10, 7, n, host]));
+        let ends = [&self.web, &self.db];
+        let macs = [1, 2].map(|host| [2, 7, 7, 7, n, host]);
+        for (at, party) in ends.into_iter().enumerate() {
+            let (local, remote) = (party.addr(over), ends[1 - at].addr(over));
+            let [a, b, c, d, e, f] = macs[at];
+            let net = &party.net;
+            net.ip(&format!(
+                "link add {device} address {a:x}:{b:x}:{c:x}:{d:x}:{e:x}:{f:x} type vxlan id {n} local {local} remote \
+                 {remote} dstport {VXLAN_PORT} nolearning"
+            ));
+            net.run(|| without_ipv6(device));
+            net.ip(&format!("address add {}/24 dev {device}", inner[at]));
+            net.ip(&format!("link set {device} up"));
+            neighbour(net, inner[1 - at], device, macs[1 - at]);
+        }
+        inner
+    }
+}
+
+/// Where VXLAN listens (RFC 7348).
+pub const VXLAN_PORT: u16 = 4789;
+
+/// Makes known where an address is, for good.
+fn neighbour(netns: &NetNs, addr: IpAddr, device: &str, mac: [u8; 6]) {
+    let [a, b, c, d, e, f] = mac;
+    netns
+        .ip(&format!("neighbour replace {addr} dev {device} nud permanent lladdr {a:x}:{b:x}:{c:x}:{d:x}:{e:x}:{f:x}"));
+}
+
+/// Keeps a device from saying anything by itself, inside its namespace.
+fn without_ipv6(device: &str) {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1").expect("do without IPv6");
 }
 
 /// As maps hold an address.

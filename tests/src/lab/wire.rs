@@ -21,6 +21,8 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::Transmit;
+
 /// Longest message. A count of bytes; a datagram of 64 KiB takes up to four digits and commas a byte.
 const MESSAGE_MAX: usize = 512 * 1024;
 
@@ -94,6 +96,16 @@ pub enum Command {
         /// How long to wait for each.
         timeout_ms: u64,
     },
+    /// recvfrom(2) until there are so many bytes, the peer has closed, or nothing came for a while; gives how many
+    /// there were.
+    Drain {
+        /// The socket.
+        socket: u32,
+        /// Most bytes.
+        bytes: usize,
+        /// How long to wait for each part.
+        timeout_ms: u64,
+    },
     /// getsockname(2).
     LocalAddr {
         /// The socket.
@@ -122,6 +134,17 @@ pub enum Command {
         /// Whether it goes past the queue of the device, and so past TC in this namespace
         /// (`PACKET_QDISC_BYPASS`).
         bypass: bool,
+    },
+    /// Sends frames one after another, as many times over as there are rounds; gives how many were taken.
+    HammerFrames {
+        /// The name of the device.
+        device: String,
+        /// From the Ethernet header on.
+        frames: Vec<Vec<u8>>,
+        /// How often.
+        rounds: u32,
+        /// How they leave.
+        by: Transmit,
     },
     /// Moves the actor into another cgroup.
     MoveTo {

@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    thread,
+    slice, thread,
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use rustix::{
 };
 
 use super::{icmp, odd, uring};
-use crate::lab::{Command, Family, Kind, Message, Reply, packet};
+use crate::lab::{Command, Family, Kind, Message, Reply, Transmit, transmit};
 
 /// Longest message that is received whole.
 const DATAGRAM_MAX: usize = 65_536;
@@ -59,6 +59,9 @@ impl Sockets {
             Command::Receive { socket, count, timeout_ms } => {
                 Reply::Messages(receive(self.get(*socket)?, *count, *timeout_ms)?)
             }
+            Command::Drain { socket, bytes, timeout_ms } => {
+                Reply::Count(drain(self.get(*socket)?, *bytes, *timeout_ms)?)
+            }
             Command::LocalAddr { socket } => {
                 Reply::Addr(net::getsockname(self.get(*socket)?)?.try_into().map_err(|_| Errno::AFNOSUPPORT)?)
             }
@@ -67,7 +70,11 @@ impl Sockets {
                 icmp::ping(to.ip(), data, Duration::from_millis(*timeout_ms)).map(|()| Reply::Done)?
             }
             Command::SendFrame { device, frame, bypass } => {
-                packet::send(device, frame, *bypass).map(|()| Reply::Done).map_err(|e| errno(&e))?
+                let by = if *bypass { Transmit::Bypass } else { Transmit::Queue };
+                transmit::send(device, slice::from_ref(frame), 1, by).map(|_| Reply::Done).map_err(|e| errno(&e))?
+            }
+            Command::HammerFrames { device, frames, rounds, by } => {
+                transmit::send(device, frames, *rounds, *by).map(Reply::Count).map_err(|e| errno(&e))?
             }
             Command::MoveTo { cgroup } => {
                 let pid = std::process::id().to_string();
@@ -214,6 +221,18 @@ pub(super) fn receive(socket: BorrowedFd<'_>, count: usize, timeout_ms: u64) -> 
         }
     }
     Ok(messages)
+}
+
+fn drain(socket: BorrowedFd<'_>, bytes: usize, timeout_ms: u64) -> Result<usize, Errno> {
+    let mut got = 0;
+    while got < bytes {
+        let parts = receive(socket, 1, timeout_ms)?;
+        match parts.first() {
+            Some(part) if !part.data.is_empty() => got += part.data.len(),
+            _ => break,
+        }
+    }
+    Ok(got)
 }
 
 fn connect(socket: BorrowedFd<'_>, addr: SocketAddr, timeout_ms: u64) -> Result<(), Errno> {
