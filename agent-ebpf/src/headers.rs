@@ -1,10 +1,15 @@
 //! The headers of a packet of a socket hook, which begins at its IP header.
 
-use agent_common::parse::{
-    self, Packet, ParseError, Piece,
-    plain::{self, Plain, TCP_MORE_BYTES, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+use agent_common::{
+    flow::proto,
+    parse::{
+        self, Packet, ParseError, Piece,
+        plain::{self, Plain, TCP_MORE_BYTES, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+    },
 };
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
+
+use crate::sockets::{Addr, mapped, pair};
 
 /// Reads the headers of an ordinary packet without a call of a helper; `None` says that the packet is to
 /// be read by [`ew_read_packet`].
@@ -30,6 +35,47 @@ pub fn plain(skb: *mut __sk_buff) -> Option<Plain> {
             || word(start, 40 + TCP_MORE_OFFSET, end),
         )
     }
+}
+
+/// Says whether a packet of a TCP socket goes to this address and port; false also if it is no ordinary one. A packet
+/// that is to be cut into segments says nothing of its length, so that is not looked at.
+#[inline(always)]
+pub fn goes_to(skb: *mut __sk_buff, addr: &Addr, port: u16) -> bool {
+    // SAFETY: as in `plain`.
+    unsafe {
+        let (start, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        if start + V4_BYTES > end {
+            return false;
+        }
+        let v4 = &*(start as *const [u32; V4_BYTES / 4]);
+        let version = v4[0].to_ne_bytes()[0];
+        if version == 0x45 {
+            let dst = mapped(v4[4]);
+            return dst[0] == addr[0] && dst[1] == addr[1] && second_port(v4[5]) == port;
+        }
+        if version >> 4 != 6 || start + V6_BYTES > end {
+            return false;
+        }
+        let v6 = &*(start as *const [u32; V6_BYTES / 4]);
+        let ports = match v6[1].to_ne_bytes()[2] {
+            proto::TCP => Some(v6[10]),
+            // Before one of more than 64 KiB there is an option of eight bytes with its length.
+            HOP_BY_HOP if v6[10].to_ne_bytes()[..2] == [proto::TCP, 0] => word(start, V6_BYTES, end),
+            _ => None,
+        };
+        let dst = [pair(v6[6], v6[7]), pair(v6[8], v6[9])];
+        dst[0] == addr[0] && dst[1] == addr[1] && ports.is_some_and(|ports| second_port(ports) == port)
+    }
+}
+
+/// linux/in.h: the first of the headers that may stand before that of TCP.
+const HOP_BY_HOP: u8 = 0;
+
+/// The destination of the word with both ports, in host order.
+#[inline(always)]
+const fn second_port(ports: u32) -> u16 {
+    let [_, _, high, low] = ports.to_ne_bytes();
+    u16::from_be_bytes([high, low])
 }
 
 /// Reads four bytes at an offset, if they are there.

@@ -37,11 +37,14 @@ pub fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
         // Only a SYN-ACK leaves a listener, and only in answer to a SYN that its door let in.
         (proto::TCP, 0) if leaves => is_in(sk, state::LISTEN),
         (proto::TCP, 0) => listener_knows(skb, stored, epoch),
-        // Every packet of a connection is its peer's, so nothing of the packet is read. All that a socket sends
-        // while it waits for the answer to its SYN are SYNs, and those begin one.
+        // Every inbound packet of a connection is its peer's, so nothing of it is read; an outbound one may be
+        // translated by now, and go elsewhere. All that a socket sends while it waits for the answer to its SYN
+        // are SYNs, and those begin one.
         (proto::TCP, _) => {
             holds(stored, &Tuple { peer_addr, peer_port, local_port: 0 }, epoch)
-                && (!leaves || !is_in(sk, state::SYN_SENT) || cached::just_asked(stored, flows::jiffies()))
+                && (!leaves
+                    || headers::goes_to(skb, &peer_addr, peer_port)
+                        && (!is_in(sk, state::SYN_SENT) || cached::just_asked(stored, flows::jiffies())))
         }
         // The flow table keeps the flows of a socket that is not connected, and must see them.
         (proto::UDP, 0) => cached::is_fresh(stored, flows::jiffies()) && knows_datagram(skb, stored, epoch, leaves),

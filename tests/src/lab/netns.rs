@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::{IpAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
-    process::Command,
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -85,6 +86,23 @@ impl NetNs {
         let mut words = line.split_whitespace().skip_while(|word| *word != "link-netnsid");
         let netns = words.nth(1).and_then(|n| n.parse().ok()).expect("its other end is in another namespace");
         Device { index, netns }
+    }
+
+    /// Runs `nft` inside, with rules as it reads them from a file.
+    ///
+    /// # Panics
+    ///
+    /// If it refuses them.
+    pub fn nft(&self, rules: &str) {
+        let output = self.run(|| {
+            let mut child =
+                Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            // Dropped at the end of the statement, which is the end of the file.
+            child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(rules.as_bytes()))?;
+            child.wait_with_output()
+        });
+        let output = output.expect("run nft");
+        assert!(output.status.success(), "{rules}\n{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Joins two namespaces, which may be the same. When this returns, both ends are up and know each

@@ -15,6 +15,8 @@ pub enum Need {
     CloneIntoCgroup,
     /// `ip` of iproute2.
     Ip,
+    /// `nft` of nftables, which translates addresses.
+    Nft,
     /// `strace`, which lets a system call fail when told to.
     Strace,
     /// The agent, with its kernel programs.
@@ -52,6 +54,7 @@ impl Need {
             Self::Cgroup2 => Hierarchy::find().err().map(|e| e.to_string()),
             Self::CloneIntoCgroup => super::spawn::clone_into_cgroup_missing(),
             Self::Ip => not_installed("ip", "`ip` of iproute2"),
+            Self::Nft => not_installed("nft", "`nft` of nftables"),
             Self::Strace => not_installed("strace", "`strace`"),
             Self::Agent => super::binary("eastwall").err().map(|e| format!("{e:#}")),
             Self::KernelLog => super::binary(super::WITH_KERNEL_LOG).err().map(|e| format!("{e:#}")),

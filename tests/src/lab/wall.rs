@@ -16,6 +16,14 @@ use super::{
     scene::TRUST_DOMAIN,
 };
 
+/// Addresses that rules can name: a service, which is nobody's own; the host, where it routes for both; where a cloud
+/// tells a machine about itself.
+const EXTERNALS: &str = "  externals:
+    - { name: metadata, cidrs: [169.254.169.254/32] }
+    - { name: vip, cidrs: [10.96.0.10/32, \"fd96::10/128\"] }
+    - { name: host, cidrs: [10.9.0.254/32, \"fd09::ff/128\", 10.9.1.254/32, \"fd09:1::ff/128\"] }
+";
+
 /// Two workloads that reach each other only through the host. Nothing is allowed until a test says so.
 pub struct Wall {
     /// The caller.
@@ -108,7 +116,8 @@ impl Wall {
         self.guard.borrow_mut()
     }
 
-    /// Allows what the rules say and nothing else, from the moment this returns. A rule is `web -> db: udp/53`.
+    /// Allows what the rules say and nothing else, from the moment this returns. A rule is `web -> db: udp/53`, or
+    /// `deny web -> db: any`.
     ///
     /// # Panics
     ///
@@ -163,13 +172,18 @@ impl Wall {
             let (name, path) = (party.name, party.cgroup.path());
             let _ = writeln!(text, "    - {{ name: {name}, select: {{ cgroup: {path} }}, {more} }}");
         }
-        if !rules.is_empty() {
-            text.push_str("  allow:\n");
-        }
-        for rule in rules {
-            let (ends, ports) = rule.split_once(": ").expect("a rule is `a -> b: ports`");
-            let (from, to) = ends.split_once(" -> ").expect("a rule is `a -> b: ports`");
-            let _ = writeln!(text, "    - {{ from: {from}, to: {to}, ports: [{ports}] }}");
+        text.push_str(EXTERNALS);
+        let (deny, allow): (Vec<&str>, Vec<&str>) = rules.iter().partition(|rule| rule.starts_with("deny "));
+        for (section, rules) in [("allow", allow), ("deny", deny)] {
+            if !rules.is_empty() {
+                let _ = writeln!(text, "  {section}:");
+            }
+            for rule in rules {
+                let (ends, ports) = rule.split_once(": ").expect("a rule is `a -> b: ports`");
+                let ends = ends.strip_prefix("deny ").unwrap_or(ends);
+                let (from, to) = ends.split_once(" -> ").expect("a rule is `a -> b: ports`");
+                let _ = writeln!(text, "    - {{ from: {from}, to: {to}, ports: [{ports}] }}");
+            }
         }
         self.guard().apply(&text)
     }

@@ -14,9 +14,9 @@ use anyhow::{Result, bail};
 
 use crate::{Scope, workspace::Workspace};
 
-/// Debian packages that the kernel tests start programs of: `ip`, `setpriv` and `unshare`, and `strace`, which
+/// Debian packages that the kernel tests start programs of: `ip`, `nft`, `setpriv` and `unshare`, and `strace`, which
 /// lets a system call fail when told to.
-const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2", "strace", "util-linux"];
+const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2", "nftables", "strace", "util-linux"];
 
 /// Debian packages of the demo: the services of a small shop, and their clients.
 const DEMO_PACKAGES: &[&str] =
