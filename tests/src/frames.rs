@@ -1,6 +1,6 @@
 //! Packets and frames that a test builds by hand, and what a [`Wall`] must make of them.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::Range};
 
 use agent_common::{
     layout::{DenyCounter, Hook},
@@ -47,6 +47,43 @@ pub fn ip_tcp(from: SocketAddr, to: SocketAddr, flags: Builder<PacketBuilderStep
     let mut packet = Vec::new();
     flags(ip(from, to).tcp(from.port(), to.port(), 7, 1024)).write(&mut packet, data).expect("build a packet");
     packet
+}
+
+/// The fragments of a packet without options or extension headers: one for each range of what is behind its header, in
+/// bytes. Where the packet does not end, more are to follow.
+///
+/// # Panics
+///
+/// If a range is not within the packet, or does not begin at a multiple of 8.
+#[must_use]
+pub fn fragments(packet: &[u8], id: u16, ranges: &[Range<usize>]) -> Vec<Vec<u8>> {
+    let is_v4 = packet[0] >> 4 == 4;
+    let (header, behind) = packet.split_at(if is_v4 { 20 } else { 40 });
+    let fragment = |range: &Range<usize>| {
+        assert!(range.start.is_multiple_of(8), "an offset counts units of 8 bytes");
+        let offset = u16::try_from(range.start).expect("a datagram");
+        let more = range.end < behind.len();
+        let mut piece = header.to_vec();
+        if is_v4 {
+            let length = u16::try_from(20 + range.len()).expect("a datagram");
+            piece[2..4].copy_from_slice(&length.to_be_bytes());
+            piece[4..6].copy_from_slice(&id.to_be_bytes());
+            piece[6..8].copy_from_slice(&(u16::from(more) << 13 | offset >> 3).to_be_bytes());
+            piece[10..12].fill(0);
+            let sum = etherparse::checksum::Sum16BitWords::new().add_slice(&piece).ones_complement();
+            piece[10..12].copy_from_slice(&sum.to_ne_bytes());
+        } else {
+            let length = u16::try_from(8 + range.len()).expect("a datagram");
+            piece[4..6].copy_from_slice(&length.to_be_bytes());
+            let next = std::mem::replace(&mut piece[6], 44);
+            piece.extend([next, 0]);
+            piece.extend((offset | u16::from(more)).to_be_bytes());
+            piece.extend(u32::from(id).to_be_bytes());
+        }
+        piece.extend(&behind[range.clone()]);
+        piece
+    };
+    ranges.iter().map(fragment).collect()
 }
 
 /// A frame from `web` to the host around a packet.

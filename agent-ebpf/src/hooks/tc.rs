@@ -27,7 +27,7 @@ use aya_ebpf::{
 use crate::{
     emit,
     flows::{self, Known},
-    frames,
+    fragments, frames,
     judge::Case,
     maps::DEV_OWNER,
     on_error::{Error, on_error},
@@ -132,8 +132,15 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     } else if device == 0 || slot.flags & ident_flags::ASK_UID != 0 {
         name_receiver(skb, &mut case, netns);
     }
+    // Whoever sends to a workload uses up no room that the workload has for sending.
+    let sharer = match (leaves, device) {
+        (false, _) => who::ROOT_CGROUP,
+        (true, 0) => case.cgroup,
+        (true, _) => 0,
+    };
     match said {
-        frames::PACKET => {}
+        frames::PACKET | frames::FIRST_FRAGMENT => {}
+        frames::LATER_FRAGMENT if fragments::follows(skb, &case, sharer) => return TCX_NEXT,
         frames::ARP => return TCX_NEXT,
         // A workload is no router: it may not advertise itself as one, nor redirect.
         frames::NEIGHBOUR if !leaves || !matches!(case.icmp[0], 134 | 137) => return TCX_NEXT,
@@ -145,15 +152,22 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     }
     // Who shares a device takes no part in the flows of another.
     let owner = device_owner(case.ifindex, if device == 0 { case.cgroup } else { 0 });
+    let is_first = said == frames::FIRST_FRAGMENT;
+    if is_first && !fragments::begins(skb, &case, sharer) {
+        return finish(skb, &case, &Decision::deny(Reason::Fragment));
+    }
     let mut decision = on_error(&Error::NoFlow);
     match look_up(&mut case, owner) {
-        Seen::Passes => return TCX_NEXT,
+        Seen::Passes if !is_first || fragments::approve(skb, &case, sharer) => return TCX_NEXT,
+        Seen::Passes => return finish(skb, &case, &on_error(&Error::FlowTableFull)),
         Seen::BeginsNothing if case.proto == proto::TCP && is_open(skb, &mut case, netns) => {}
         Seen::BeginsNothing => return finish(skb, &case, &decision),
         Seen::Asks => {}
     }
     decide(&mut case, &mut decision);
-    if matches!(case.typed_mode().apply(&decision), Verdict::Allow) && !remember(&case, &decision, owner) {
+    if matches!(case.typed_mode().apply(&decision), Verdict::Allow)
+        && !(remember(&case, &decision, owner) && (!is_first || fragments::approve(skb, &case, sharer)))
+    {
         // A flow that is not recorded has replies that look like new flows.
         decision = on_error(&Error::FlowTableFull);
     }

@@ -12,7 +12,7 @@ use eastwall::datapath::Device;
 
 use super::{
     Command, Denials, Errno, Guard, GuardOptions, Lab, NetNs, Party, Routed, Witness,
-    routed::{DEVICES, ethernet},
+    routed::{DEVICES, ethernet, hardware_address},
     scene::TRUST_DOMAIN,
 };
 
@@ -226,6 +226,16 @@ impl Wall {
     #[must_use]
     pub fn ethernet(&self) -> ([u8; 6], [u8; 6]) {
         ethernet(&self.web, &self.host)
+    }
+
+    /// As [`Self::ethernet`], from `db`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::ethernet`].
+    #[must_use]
+    pub fn ethernet_of_db(&self) -> ([u8; 6], [u8; 6]) {
+        (hardware_address(&self.db.net, "db0"), hardware_address(&self.host, DEVICES[1]))
     }
 
     /// Lets `web` send a frame past every socket hook.
