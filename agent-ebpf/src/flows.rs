@@ -160,21 +160,27 @@ pub fn record(key: &FlowKey, epoch: u32, valid_until: u32, peer_cgroup: u64) -> 
         }
         return true;
     }
-    match FLOW_QUOTA.get_ptr_mut(key.owner) {
+    takes_room(key.owner, quota) && FLOWS.insert(key, state, 0).is_ok()
+}
+
+/// Counts one more entry of an owner. False: it has as many as it may have.
+#[inline(always)]
+pub fn takes_room(owner: u64, quota: u32) -> bool {
+    match FLOW_QUOTA.get_ptr_mut(owner) {
         Some(used) => {
+            // Below zero is what two that give back at once may leave behind.
             // SAFETY: a live u64.
-            if unsafe { core::ptr::read_volatile(used) } >= u64::from(quota) {
+            if unsafe { core::ptr::read_volatile(used) } as i64 >= i64::from(quota) {
                 return false;
             }
             // SAFETY: as above.
             unsafe { atomic::add(used, 1) };
+            true
         }
-        // The first flow of this owner. Another CPU may be first as well: one entry goes uncounted
+        // The first of this owner. Another CPU may be first as well: one entry goes uncounted
         // until the next sweep.
-        None if FLOW_QUOTA.insert(key.owner, 1, 0).is_err() => return false,
-        None => {}
+        None => FLOW_QUOTA.insert(owner, 1, 0).is_ok(),
     }
-    FLOWS.insert(key, state, 0).is_ok()
 }
 
 /// Removes a flow. The agent's sweep sets the owner's quota right.
@@ -201,8 +207,9 @@ pub fn jiffies() -> u32 {
     unsafe { bpf_jiffies64() as u32 }
 }
 
+/// The clock of the table.
 #[inline(always)]
-fn tick() -> u32 {
+pub fn tick() -> u32 {
     // SAFETY: no arguments, no state.
     (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
 }

@@ -1,7 +1,7 @@
 //! The headers of a frame at a device, which begins at its Ethernet header.
 
 use agent_common::parse::{
-    Packet, Piece,
+    Packet, ParseError, Piece,
     frame::{self, Frame, FrameError, HEADER_BYTES, ethertype},
     plain::{self, Plain, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
 };
@@ -9,16 +9,20 @@ use aya_ebpf::bindings::__sk_buff;
 
 use crate::headers::{self, Skb};
 
-/// What [`ew_read_frame`] returns for a frame that is read: a packet, ARP, neighbour discovery. An error of
-/// the frame follows, and from [`ERROR`] on one of its packet.
+/// What [`ew_read_frame`] returns for a frame that is read: a packet, ARP, neighbour discovery, a first
+/// fragment. An error of the frame follows, and from [`ERROR`] on one of its packet.
 pub const PACKET: u32 = 0;
 /// See [`PACKET`].
 pub const ARP: u32 = 1;
 /// See [`PACKET`].
 pub const NEIGHBOUR: u32 = 2;
-const SHORT: u32 = 3;
-const VLAN: u32 = 4;
-const ETHER_TYPE: u32 = 5;
+/// See [`PACKET`].
+pub const FIRST_FRAGMENT: u32 = 3;
+/// See [`PACKET`]: the error of a fragment that is not the first.
+pub const LATER_FRAGMENT: u32 = ERROR + headers::code(ParseError::Fragment);
+const SHORT: u32 = 4;
+const VLAN: u32 = 5;
+const ETHER_TYPE: u32 = 6;
 const ERROR: u32 = 16;
 
 /// Reads the headers of an ordinary packet without a call of a helper; `None` says that the frame is to be
@@ -67,11 +71,26 @@ pub extern "C" fn ew_read_frame(skb: *mut __sk_buff, packet: *mut Packet) -> u32
         Ok(Frame::Packet) => PACKET,
         Ok(Frame::Arp) => ARP,
         Ok(Frame::Neighbour) => NEIGHBOUR,
+        Ok(Frame::FirstFragment) => FIRST_FRAGMENT,
         Err(FrameError::Short) => SHORT,
         Err(FrameError::Vlan) => VLAN,
         Err(FrameError::EtherType) => ETHER_TYPE,
         Err(FrameError::Packet(error)) => ERROR + headers::code(error),
     }
+}
+
+/// Reads which part of a datagram a frame is, if [`ew_read_frame`] has said that it is one; 0 is none.
+///
+/// Global for the same reason.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_read_piece(skb: *mut __sk_buff, piece: *mut Piece) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(piece) = (unsafe { piece.as_mut() }) else {
+        return 0;
+    };
+    let read = frame::read(&Skb { skb }, &mut Packet::default(), piece);
+    u32::from(matches!(read, Ok(Frame::FirstFragment) | Err(FrameError::Packet(ParseError::Fragment))))
 }
 
 /// See [`ew_read_frame`].

@@ -12,6 +12,7 @@
 mod atomic;
 mod emit;
 mod flows;
+mod fragments;
 mod frames;
 mod globals;
 mod headers;

@@ -1,6 +1,9 @@
 //! Packets and frames that a test builds by hand, and what a [`Wall`] must make of them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
 
 use agent_common::{
     layout::{DenyCounter, Hook},
@@ -69,28 +72,31 @@ pub fn icmp_error(from: IpAddr, to: IpAddr, (kind, code): (u8, u8), quoted: &[u8
     packet
 }
 
-/// The two fragments of a packet; the second begins `at` bytes behind its IP header, a multiple of 8.
+/// The fragments of a packet without options or extension headers: one for each range of what is behind its header, in
+/// bytes. Where the packet does not end, more are to follow.
 ///
 /// # Panics
 ///
-/// If the packet ends before.
+/// If a range is not within the packet, or does not begin at a multiple of 8.
 #[must_use]
-pub fn fragments(packet: &[u8], at: u16) -> [Vec<u8>; 2] {
-    const ID: [u8; 4] = [0, 0, 0x57, 0xa1];
+pub fn fragments(packet: &[u8], id: u16, ranges: &[Range<usize>]) -> Vec<Vec<u8>> {
     let is_v4 = packet[0] >> 4 == 4;
-    let (header, payload) = packet.split_at(if is_v4 { 20 } else { 40 });
-    let (first, second) = payload.split_at(usize::from(at));
-    [(first, 0, true), (second, at / 8, false)].map(|(part, offset, more)| {
+    let (header, behind) = packet.split_at(if is_v4 { 20 } else { 40 });
+    let fragment = |range: &Range<usize>| {
+        assert!(range.start.is_multiple_of(8), "an offset counts units of 8 bytes");
+        let offset = u16::try_from(range.start).expect("a datagram");
+        let more = range.end < behind.len();
         if is_v4 {
-            let mut header = header.to_vec();
-            header[4..6].copy_from_slice(&ID[2..]);
-            header[6..8].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
-            return sealed([&header[..], part].concat());
+            let mut piece = header.to_vec();
+            piece[4..6].copy_from_slice(&id.to_be_bytes());
+            piece[6..8].copy_from_slice(&(u16::from(more) << 13 | offset >> 3).to_be_bytes());
+            return sealed([&piece[..], &behind[range.clone()]].concat());
         }
-        let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
-        let chained = [&[header[6], 0, high, low][..], &ID].concat();
-        sealed([&header[..6], &[44], &header[7..], &chained, part].concat())
-    })
+        let [high, low] = (offset | u16::from(more)).to_be_bytes();
+        let chained = [&[header[6], 0, high, low][..], &u32::from(id).to_be_bytes()].concat();
+        sealed([&header[..6], &[44], &header[7..], &chained, &behind[range.clone()]].concat())
+    };
+    ranges.iter().map(fragment).collect()
 }
 
 /// An IPv4 packet with options: bytes that are a multiple of 4.

@@ -1,4 +1,4 @@
-//! The wall at devices: G12, G14, G15, G43, G48, G54, G62 and G70 of the list of gaps, with nothing but the programs at
+//! The wall at devices: G12, G14, G15, G48, G54, G62 and G70 of the list of gaps, with nothing but the programs at
 //! the devices to stop anything.
 
 use std::{net::SocketAddr, time::Instant};
@@ -268,29 +268,6 @@ fn g54_an_echo_through_a_device_is_one_way() {
         assert_eq!(wall.denials().causes(), [(Hook::TcFrom, Reason::NoRule)]);
         wall.allow(&[]);
     }
-}
-
-#[test]
-fn g43_a_later_fragment_is_dropped_at_a_device() {
-    let Some(wall) = wall() else { return };
-    let (receiver, to) = wall.db.udp(Family::V4);
-    let from = wall.web.at(Family::V4, 40_005);
-    wall.open_way("udp/any");
-    let magic = magic();
-    let whole = ip_udp(from, to, &magic);
-    wall.send_frame(&frame(&wall, &whole), false).unwrap();
-    assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
-    nothing_arrives(&wall, receiver, &magic, || {
-        for offset in [1_u16, 2, 185] {
-            let mut later = whole.clone();
-            later[6..8].copy_from_slice(&offset.to_be_bytes());
-            later[10..12].fill(0);
-            let sum = etherparse::checksum::Sum16BitWords::new().add_slice(&later[..20]).ones_complement();
-            later[10..12].copy_from_slice(&sum.to_ne_bytes());
-            wall.send_frame(&frame(&wall, &later), false).unwrap();
-        }
-    });
-    assert_eq!(wall.denials().causes(), [(Hook::TcFrom, Reason::Fragment)]);
 }
 
 #[test]

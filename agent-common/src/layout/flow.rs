@@ -45,6 +45,9 @@ pub const fn idle_limit(ways: u32) -> u32 {
     }
 }
 
+/// Ticks within which all fragments of a datagram pass a device: 30 s, as long as receivers keep them.
+pub const FRAGMENTS_TICKS: u32 = 28;
+
 /// The owner of the flows that pass a device, for [`FlowKey::owner`]; `sharer` is the cgroup of one of several
 /// workloads behind it, else 0.
 ///
@@ -59,7 +62,16 @@ pub const fn device_owner(ifindex: u32, sharer: u64) -> u64 {
 /// Says whether an owner is a device, or who shares it.
 #[must_use]
 pub const fn is_of_device(owner: u64, ifindex: u32) -> bool {
-    owner >> 63 == 1 && owner & 0xffff_ffff == ifindex as u64
+    owner >> 63 == 1 && owner & 0x7fff_ffff == ifindex as u64
+}
+
+/// The owner of datagrams that pass a device in pieces, beside its flows; see [`device_owner`].
+///
+/// No device has this index: the kernel counts them in an `int`, from 1.
+#[inline(always)]
+#[must_use]
+pub const fn fragments_owner(ifindex: u32, sharer: u64) -> u64 {
+    device_owner(ifindex, sharer) | 1 << 31
 }
 
 /// Which end of its flow a socket is.
@@ -124,6 +136,9 @@ layout!(SockState, size 88, peer_addr @ 0, peer_port @ 16, local_port @ 18, epoc
     proto @ 82, reserved @ 83);
 
 /// Key of `flows`: a flow seen from one end.
+///
+/// Of a datagram that passes a device in pieces ([`fragments_owner`]) the ports are its number, upper and lower half,
+/// and the direction is 1 if it leaves the workload.
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
 #[repr(C)]
 pub struct FlowKey {
@@ -160,6 +175,7 @@ pub struct FlowState {
     /// Which ways packets went, of [`ways`].
     pub ways: u32,
     /// Cgroup of the other end's socket when it was judged; 0 = the other end is known by its address.
+    /// Of a datagram in pieces, where the next one begins, in bytes.
     pub peer_cgroup: u64,
 }
 layout!(FlowState, size 24, epoch @ 0, valid_until @ 4, last_seen @ 8, ways @ 12, peer_cgroup @ 16);
@@ -170,10 +186,13 @@ mod tests {
 
     #[test]
     fn a_device_its_sharers_and_cgroups_are_different_owners() {
-        let owners = [device_owner(7, 0), device_owner(7, 40), device_owner(7, 41), device_owner(8, 40), 7, 40];
+        let fragments = [fragments_owner(7, 0), fragments_owner(7, 40)];
+        let owners = [device_owner(7, 0), device_owner(7, 40), device_owner(7, 41)];
+        let others = [device_owner(8, 40), fragments_owner(8, 0), 7, 40];
+        let owners = [&fragments[..], &owners, &others].concat();
         for (i, owner) in owners.iter().enumerate() {
             assert!(owners[..i].iter().all(|other| other != owner), "{owner:#x}");
-            assert_eq!(is_of_device(*owner, 7), i < 3, "{owner:#x}");
+            assert_eq!(is_of_device(*owner, 7), i < 5, "{owner:#x}");
         }
     }
 }

@@ -32,8 +32,8 @@ pub use config::{DenyCounter, Settings};
 pub use edge::{EdgeEntry, EdgeKey, INLINE_RANGES, Range, RuleStat, SPILL_RANGES, SpillEntry, level};
 pub use event::{DenyKey, DenyRecord, DenyStat, Hook, KnownBy, record_flags};
 pub use flow::{
-    FlowKey, FlowState, IDLE_BOTH_WAYS_TICKS, IDLE_CONNECTION_TICKS, IDLE_ONE_WAY_TICKS, Role,
+    FRAGMENTS_TICKS, FlowKey, FlowState, IDLE_BOTH_WAYS_TICKS, IDLE_CONNECTION_TICKS, IDLE_ONE_WAY_TICKS, Role,
     SOCKET_REMEMBERS_JIFFIES, SOCKET_REMEMBERS_TICKS, SYN_FOLLOWS_JIFFIES, SockState, TICK_SHIFT, device_owner,
-    idle_limit, is_of_device, ways,
+    fragments_owner, idle_limit, is_of_device, ways,
 };
 pub use identity::{DeviceEntry, IdentEntry, IdentSlot, PrefixKey, UidKey, flags as ident_flags};

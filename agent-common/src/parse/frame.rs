@@ -34,6 +34,8 @@ pub enum Frame {
     Neighbour,
     /// Any other packet of IPv4 or IPv6.
     Packet,
+    /// The first fragment of one, with its transport header.
+    FirstFragment,
 }
 
 /// Why a frame could not be read. Each is a denial.
@@ -100,6 +102,8 @@ pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet, piece: &mut Piec
         return Err(FrameError::Packet(ParseError::Version));
     }
     match ip::read(&source, packet, piece) {
+        // RFC 6980: neighbour discovery comes in one piece.
+        Ok(()) if piece.more != 0 => Ok(Frame::FirstFragment),
         Ok(()) if is_neighbour(&source, packet) => Ok(Frame::Neighbour),
         Ok(()) => Ok(Frame::Packet),
         Err(error) => Err(FrameError::Packet(error)),

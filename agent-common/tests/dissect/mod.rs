@@ -68,11 +68,14 @@ pub fn compare_with(
     let theirs = dissect(bytes);
     let same = match (&ours, &theirs) {
         (Ok(Frame::Arp), Some(Dissected::Arp)) => Some(Outcome::Arp),
-        (Ok(Frame::Packet | Frame::Neighbour), _) if packet.proto == AUTHENTICATION => {
+        (Ok(Frame::Packet | Frame::Neighbour | Frame::FirstFragment), _) if packet.proto == AUTHENTICATION => {
             let same = addresses(&bytes[frame::HEADER_BYTES..]) == Some((packet.src, packet.dst));
             same.then_some(Outcome::Same)
         }
-        (Ok(Frame::Packet | Frame::Neighbour), Some(Dissected::Ip { said, piece: part, read: true, .. })) => {
+        (
+            Ok(Frame::Packet | Frame::Neighbour | Frame::FirstFragment),
+            Some(Dissected::Ip { said, piece: part, read: true, .. }),
+        ) => {
             // How much is behind the header is said by lengths, which both have read.
             let same = Packet { has_payload: 0, ..*packet } == *said && piece == part;
             same.then_some(if *piece == Piece::WHOLE { Outcome::Same } else { Outcome::FirstFragment })

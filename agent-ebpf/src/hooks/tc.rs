@@ -27,7 +27,7 @@ use aya_ebpf::{
 use crate::{
     emit,
     flows::{self, Known},
-    frames,
+    fragments, frames,
     judge::Case,
     maps::DEV_OWNER,
     on_error::{Error, on_error},
@@ -142,8 +142,15 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     } else if device == 0 || slot.flags & ident_flags::ASK_UID != 0 {
         ew_tc_name_receiver(skb, &raw mut case, netns);
     }
+    // Whoever sends to a workload uses up no room that the workload has for sending.
+    let sharer = match (leaves, device) {
+        (false, _) => who::ROOT_CGROUP,
+        (true, 0) => case.cgroup,
+        (true, _) => 0,
+    };
     match said {
-        frames::PACKET => {}
+        frames::PACKET | frames::FIRST_FRAGMENT => {}
+        frames::LATER_FRAGMENT if fragments::follows(skb, &case, sharer) => return TCX_NEXT,
         frames::ARP => return TCX_NEXT,
         // A workload is no router: it may not advertise itself as one, nor redirect.
         frames::NEIGHBOUR if !leaves || !matches!(case.icmp[0], 134 | 137) => return TCX_NEXT,
@@ -155,16 +162,22 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     }
     // Who shares a device takes no part in the flows of another.
     let owner = device_owner(case.ifindex, if device == 0 { case.cgroup } else { 0 });
+    let is_first = said == frames::FIRST_FRAGMENT;
+    if is_first && !fragments::begins(skb, &case, sharer) {
+        return finish(skb, &case, &Decision::deny(Reason::Fragment));
+    }
     let mut decision = on_error(&Error::NoFlow);
     match ew_tc_look_up(&raw mut case, owner) {
-        PASSES => return TCX_NEXT,
+        PASSES if !is_first || fragments::approve(skb, &case, sharer) => return TCX_NEXT,
+        PASSES => return finish(skb, &case, &on_error(&Error::FlowTableFull)),
         ASKS => {}
         _ if case.proto == proto::TCP && ew_tc_is_open(skb, &raw mut case, netns) != 0 => {}
         _ => return finish(skb, &case, &decision),
     }
     decide(&mut case, &mut decision);
     if matches!(case.typed_mode().apply(&decision), Verdict::Allow)
-        && ew_tc_remember(&raw const case, decision.valid_until.0, owner) == 0
+        && !(ew_tc_remember(&raw const case, decision.valid_until.0, owner) != 0
+            && (!is_first || fragments::approve(skb, &case, sharer)))
     {
         // A flow that is not recorded has replies that look like new flows.
         decision = on_error(&Error::FlowTableFull);

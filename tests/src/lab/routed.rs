@@ -142,6 +142,7 @@ pub fn ethernet(web: &Party, host: &NetNs) -> ([u8; 6], [u8; 6]) {
     (hardware_address(&web.net, "web0"), hardware_address(host, DEVICES[0]))
 }
 
+/// The Ethernet address of a device.
 pub(super) fn hardware_address(netns: &NetNs, device: &str) -> [u8; 6] {
     let line = netns.ip(&format!("-o link show dev {device}"));
     let mut words = line.split_whitespace().skip_while(|word| *word != "link/ether");

@@ -236,6 +236,16 @@ impl Wall {
         ethernet(&self.web, &self.host)
     }
 
+    /// As [`Self::ethernet`], from `db`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::ethernet`].
+    #[must_use]
+    pub fn ethernet_of_db(&self) -> ([u8; 6], [u8; 6]) {
+        (hardware_address(&self.db.net, "db0"), hardware_address(&self.host, DEVICES[1]))
+    }
+
     /// Lets `web` send a frame past every socket hook.
     ///
     /// # Errors

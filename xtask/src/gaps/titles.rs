@@ -32,6 +32,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (31, "cgroups that die, and paths that come back"),
     (42, "simultaneous open"),
     (43, "fragments at a device"),
+    (44, "tiny and overlapping fragments"),
     (48, "frames that cannot be read"),
     (52, "a source address that is another's"),
     (54, "an echo is one way"),
