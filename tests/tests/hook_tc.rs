@@ -9,8 +9,8 @@ use agent_common::{
 };
 use etherparse::{PacketBuilderStep, TcpHeader};
 use tests::{
-    frames::{Builder, FAMILIES, frame, ip_tcp, ip_udp, nothing_arrives, stopped_at_the_exit},
-    lab::{Errno, Family, Kind, Wall, Witness, magic},
+    frames::{Builder, FAMILIES, forged_sources, frame, ip_tcp, ip_udp, nothing_arrives, stopped_at_the_exit},
+    lab::{Errno, Family, Kind, Transmit, Wall, Witness, magic},
     scene::{BRIEF, LONG},
 };
 
@@ -62,24 +62,29 @@ fn g14_frames_past_every_hook_of_sockets_are_judged_at_the_device() {
     for sockets in [false, true] {
         let Some(wall) = Wall::open(sockets) else { return };
         for family in FAMILIES {
-            for bypass in [false, true] {
+            for by in Transmit::ALL {
                 let (receiver, to) = wall.db.udp(family);
                 let from = wall.web.at(family, 40_001);
-                let send = |data: &[u8]| wall.send_frame(&frame(&wall, &ip_udp(from, to, data)), bypass).unwrap();
+                let send_packet = |packet: &[u8]| {
+                    assert_eq!(wall.hammer_frames(&[frame(&wall, packet)], 1, by), Ok(1), "{family:?} {by:?}");
+                };
+                let send = |data: &[u8]| send_packet(&ip_udp(from, to, data));
                 wall.open_way("udp/any");
                 send(b"allowed");
-                assert_eq!(wall.db.actor.receive(receiver, 1).unwrap()[0].data, b"allowed", "{family:?} {bypass}");
+                assert_eq!(wall.db.actor.receive(receiver, 1).unwrap()[0].data, b"allowed", "{family:?} {by:?}");
                 assert_eq!(wall.denials().denied(), 0);
+                // Nobody's address has no edges.
+                let forged = SocketAddr::new(forged_sources(family)[1], from.port());
+                let unseen = magic();
+                nothing_arrives(&wall, receiver, &unseen, || send_packet(&ip_udp(forged, to, &unseen)));
+                stopped_at_the_exit(&wall, &wall.denials(), Reason::SpoofedSource, 1);
 
                 wall.allow(&[]);
                 let magic = magic();
                 nothing_arrives(&wall, receiver, &magic, || (0..5).for_each(|_| send(&magic)));
                 stopped_at_the_exit(&wall, &wall.denials(), Reason::NoRule, 5);
                 // A SYN is a call as well.
-                nothing_arrives(&wall, receiver, &magic, || {
-                    let syn = ip_tcp(from, to, |tcp| tcp.syn(), &magic);
-                    wall.send_frame(&frame(&wall, &syn), bypass).unwrap();
-                });
+                nothing_arrives(&wall, receiver, &magic, || send_packet(&ip_tcp(from, to, |tcp| tcp.syn(), &magic)));
                 stopped_at_the_exit(&wall, &wall.denials(), Reason::NoRule, 1);
             }
         }
@@ -103,6 +108,21 @@ fn g14_without_the_programs_at_the_device_frames_leave() {
     while wall.db.actor.received(receiver).unwrap().is_empty() {
         assert!(Instant::now() < end, "something else stops it: the test above proves nothing");
         send(&magic);
+    }
+    // Nor is there anything else that stops the others.
+    for family in FAMILIES {
+        let (receiver, to) = wall.db.udp(family);
+        for by in Transmit::ALL {
+            for source in [wall.web.addr(family), forged_sources(family)[1]] {
+                let packet = ip_udp(SocketAddr::new(source, 40_001), to, b"past it");
+                assert_eq!(wall.hammer_frames(&[frame(&wall, &packet)], 1, by), Ok(1));
+                assert_eq!(
+                    wall.db.actor.receive(receiver, 1).unwrap()[0].data,
+                    b"past it",
+                    "{family:?} {by:?} {source}"
+                );
+            }
+        }
     }
 }
 
