@@ -1,14 +1,16 @@
 //! The few system calls of bpf(2) that only a benchmark makes.
-#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::{
-    fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use anyhow::Context as _;
 
-use crate::lab::Cgroup;
+use crate::lab::{
+    Cgroup, Foreign,
+    foreign::{Hook, WORDS, bpf, fd, new_fd},
+};
 
 /// Directions of a packet program: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug)]
@@ -22,34 +24,20 @@ pub enum Attach {
 
 /// A packet program that lets everything pass and does nothing else: what the hook itself costs.
 #[derive(Debug)]
-pub struct Empty {
-    program: OwnedFd,
-    _link: OwnedFd,
-}
+pub struct Empty(Foreign);
 
 impl Empty {
     /// Loads it and attaches it to a cgroup, until it is dropped.
     pub fn attach(cgroup: &Cgroup, attach: Attach) -> anyhow::Result<Self> {
         // r0 = 1; exit.
         let code: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
-        let licence = c"GPL";
-        let mut attr = [0_u64; WORDS];
-        attr[0] = CGROUP_SKB | 2 << 32;
-        attr[1] = code.as_ptr().addr() as u64;
-        attr[2] = licence.as_ptr().addr() as u64;
-        // expected_attach_type is at 68.
-        attr[8] = u64::from(attach as u32) << 32;
-        let program = new_fd(bpf(cmd::PROG_LOAD, &mut attr).context("load an empty program")?)?;
-        attr = [0; WORDS];
-        attr[0] = fd(program.as_fd()) | fd(cgroup.as_fd()) << 32;
-        attr[1] = u64::from(attach as u32);
-        let link = new_fd(bpf(cmd::LINK_CREATE, &mut attr).context("attach an empty program")?)?;
-        Ok(Self { program, _link: link })
+        let hook = Hook { kind: CGROUP_SKB, attach: attach as u32 };
+        Ok(Self(Foreign::on_cgroup(cgroup, hook, &code)?))
     }
 
     /// How often it ran and for how long in all, ns, while statistics were on.
     pub fn runs(&self) -> anyhow::Result<(f64, f64)> {
-        Ok((fd_info(self.program.as_fd(), "run_cnt")?, fd_info(self.program.as_fd(), "run_time_ns")?))
+        Ok((fd_info(self.0.as_fd(), "run_cnt")?, fd_info(self.0.as_fd(), "run_time_ns")?))
     }
 }
 
@@ -85,29 +73,10 @@ pub fn fd_info(object: BorrowedFd<'_>, name: &str) -> anyhow::Result<f64> {
 }
 
 /// `BPF_PROG_TYPE_CGROUP_SKB`
-const CGROUP_SKB: u64 = 8;
-const WORDS: usize = 20;
+const CGROUP_SKB: u32 = 8;
 
 /// `enum bpf_cmd`
 mod cmd {
-    pub const PROG_LOAD: i64 = 5;
     pub const PROG_QUERY: i64 = 16;
-    pub const LINK_CREATE: i64 = 28;
     pub const ENABLE_STATS: i64 = 32;
-}
-
-fn bpf(cmd: i64, attr: &mut [u64; WORDS]) -> io::Result<i64> {
-    // SAFETY: the attribute is initialised and as long as said; what it points to lives in the callers.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, cmd, attr.as_mut_ptr(), size_of_val(attr)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-fn new_fd(raw: i64) -> anyhow::Result<OwnedFd> {
-    let raw = i32::try_from(raw)?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}
-
-fn fd(fd: BorrowedFd<'_>) -> u64 {
-    u64::from(fd.as_raw_fd().cast_unsigned())
 }
