@@ -61,10 +61,7 @@ impl Empty {
             At::Cgroup(_) => load(Kind::CgroupSkb, at.kind(attach), 1, "empty")?,
             At::Device(_) => load(Kind::SchedCls, 0, -1, "empty")?,
         };
-        let mut attr = [0; WORDS];
-        attr[0] = fd(program.as_fd()) | at.target() << 32;
-        attr[1] = u64::from(at.kind(attach));
-        let link = new_fd(bpf(cmd::LINK_CREATE, &mut attr).context("attach an empty program")?)?;
+        let link = link(program.as_fd(), at, at.kind(attach), 0)?;
         Ok(Self { program, _link: link })
     }
 
@@ -120,12 +117,16 @@ pub enum Kind {
 /// Loads a program that returns a number and does nothing else. A name has at most 15 bytes.
 pub fn load(kind: Kind, attach: u32, returns: i32, name: &str) -> anyhow::Result<OwnedFd> {
     // r0 = returns; exit.
-    let code = [u64::from(returns.cast_unsigned()) << 32 | 0xb7, 0x95];
+    load_code(kind, attach, &[u64::from(returns.cast_unsigned()) << 32 | 0xb7, 0x95], name)
+}
+
+/// Loads a program, instruction by instruction.
+pub fn load_code(kind: Kind, attach: u32, code: &[u64], name: &str) -> anyhow::Result<OwnedFd> {
     let licence = c"GPL";
     let mut bytes = [0; 16];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
     let mut attr = [0_u64; WORDS];
-    attr[0] = u64::from(kind as u32) | 2 << 32;
+    attr[0] = u64::from(kind as u32) | u64::try_from(code.len())? << 32;
     attr[1] = code.as_ptr().addr() as u64;
     attr[2] = licence.as_ptr().addr() as u64;
     // prog_name is at 48, expected_attach_type at 68.
@@ -139,11 +140,15 @@ pub fn load(kind: Kind, attach: u32, returns: i32, name: &str) -> anyhow::Result
 /// Puts a program at a device of this network namespace, before all others there or behind them.
 pub fn attach_to_device(program: BorrowedFd<'_>, index: u32, attach: u32, first: bool) -> anyhow::Result<OwnedFd> {
     // `BPF_F_BEFORE`, `BPF_F_AFTER`
-    let order = if first { 1 << 3 } else { 1 << 4 };
+    link(program, At::Device(index), attach, if first { 1 << 3 } else { 1 << 4 })
+}
+
+/// Attaches a program until what is returned is closed.
+pub fn link(program: BorrowedFd<'_>, at: At<'_>, attach: u32, flags: u32) -> anyhow::Result<OwnedFd> {
     let mut attr = [0; WORDS];
-    attr[0] = fd(program) | u64::from(index) << 32;
-    attr[1] = u64::from(attach) | order << 32;
-    new_fd(bpf(cmd::LINK_CREATE, &mut attr).context("attach a program to a device")?)
+    attr[0] = fd(program) | at.target() << 32;
+    attr[1] = u64::from(attach) | u64::from(flags) << 32;
+    new_fd(bpf(cmd::LINK_CREATE, &mut attr).context("attach a program")?)
 }
 
 /// Detaches what a link attaches, and leaves the link.

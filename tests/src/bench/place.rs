@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_common::{id::IdentityId, layout::LAYOUT_VERSION};
+use agent_common::{id::IdentityId, layout::names::program};
 use anyhow::Context as _;
 use eastwall::{
     datapath::{Capacity, Datapath, DatapathConfig, Device, Pins},
@@ -192,9 +192,9 @@ impl<'a> Place<'a> {
 
     /// Takes every program off and waits until the packet programs are gone.
     pub fn detach(&mut self) -> anyhow::Result<()> {
-        let links = self.pins.join(format!("v{LAYOUT_VERSION}")).join("links");
-        for link in fs::read_dir(&links).with_context(|| format!("list {}", links.display()))? {
-            fs::remove_file(link?.path())?;
+        self.datapath.detach(&program::ALL)?;
+        for device in self.wires.into_iter().flat_map(|wires| wires.devices) {
+            self.datapath.release_device(device.index)?;
         }
         let end = Instant::now() + DETACH_MAX;
         // A link is taken off by a worker of the kernel after its last user is gone.

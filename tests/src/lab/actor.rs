@@ -3,7 +3,6 @@
 use std::{
     net::{SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
     time::Duration,
 };
 
@@ -49,7 +48,7 @@ impl Socket {
 }
 
 impl Actor {
-    pub(super) fn start(labd: &Path, cgroup: &Cgroup, netns: &NetNs) -> anyhow::Result<Self> {
+    pub(super) fn start(labd: &Program, cgroup: &Cgroup, netns: &NetNs) -> anyhow::Result<Self> {
         let (control, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).context("socketpair")?;
         for end in [&control, &theirs] {
@@ -57,7 +56,7 @@ impl Actor {
             set_socket_recv_buffer_size_force(end, 1 << 20)?;
         }
         set_socket_timeout(&control, Timeout::Recv, Some(SILENCE_MAX))?;
-        let process = Program::new(labd).arg("serve").spawn(cgroup, netns, Some(theirs.as_fd()))?;
+        let process = labd.clone().arg("serve").spawn(cgroup, netns, Some(theirs.as_fd()))?;
         Ok(Self { control, process })
     }
 

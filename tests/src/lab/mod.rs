@@ -11,6 +11,7 @@
 //! Routed                                     two workloads behind devices of a host
 //! Wall                                       the same under a Guard
 //! TwoHosts                                   two hosts that route to each other, a workload behind each
+//! Foreign                                    kernel programs of somebody else, in the way of ours
 //! Agent                                      the agent under test, guarding the lab's cgroup
 //! ```
 //!
@@ -22,6 +23,7 @@ mod actor;
 mod agent;
 mod cgroup;
 mod denials;
+pub(crate) mod foreign;
 mod guard;
 mod namespace;
 mod netns;
@@ -45,6 +47,7 @@ pub use agent::{Agent, AgentOptions};
 use anyhow::Context as _;
 pub use cgroup::Cgroup;
 pub use denials::Denials;
+pub use foreign::Foreign;
 pub use guard::{Guard, GuardOptions};
 pub use namespace::Namespace;
 pub use netns::{NetNs, VethEnd};
@@ -94,7 +97,17 @@ impl Lab {
     /// If it does not start.
     #[must_use]
     pub fn actor(&self, cgroup: &Cgroup, netns: &NetNs) -> Actor {
-        Actor::start(&self.labd, cgroup, netns).expect("start an actor")
+        Actor::start(&Program::new(&self.labd), cgroup, netns).expect("start an actor")
+    }
+
+    /// Starts an actor with a number that no process has.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    #[must_use]
+    pub fn actor_numbered(&self, cgroup: &Cgroup, netns: &NetNs, pid: i32) -> Actor {
+        Actor::start(&Program::new(&self.labd).numbered(pid), cgroup, netns).expect("start an actor with a number")
     }
 
     /// Returns an actor that does one thing, at once, and exits with the errno; 0 is success.

@@ -23,6 +23,7 @@ use super::{Cgroup, NetNs};
 #[derive(Clone, Debug)]
 pub struct Program {
     argv: Vec<CString>,
+    pid: Option<i32>,
 }
 
 /// A running process. Dropping it kills and reaps it.
@@ -50,7 +51,13 @@ impl Program {
     /// If the path has a zero byte.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { argv: Vec::new() }.arg(path)
+        Self { argv: Vec::new(), pid: None }.arg(path)
+    }
+
+    /// Gives its process a number, which no other may have.
+    #[must_use]
+    pub fn numbered(self, pid: i32) -> Self {
+        Self { pid: Some(pid), ..self }
     }
 
     /// Adds an argument.
@@ -75,7 +82,7 @@ impl Program {
         let envp = [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(), c"RUST_BACKTRACE=1".as_ptr(), ptr::null()];
         let netns = netns.as_fd().as_raw_fd();
         let stdin = stdin.map(|fd| fd.as_raw_fd());
-        match clone_into(cgroup.as_fd().as_raw_fd()).context("clone3")? {
+        match clone_into(cgroup.as_fd().as_raw_fd(), self.pid.as_ref()).context("clone3")? {
             Cloned::Parent { pid, pidfd } => Ok(Process { pid, pidfd, exit: None }),
             Cloned::Child => {
                 // SAFETY: this is the only thread of a copy of a process that had several. Only system
@@ -163,16 +170,18 @@ struct CloneArgs {
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const CLONE_PIDFD: u64 = 0x1000;
 
-fn clone_into(cgroup: RawFd) -> io::Result<Cloned> {
+fn clone_into(cgroup: RawFd, number: Option<&libc::pid_t>) -> io::Result<Cloned> {
     let mut pidfd: libc::c_int = -1;
     let args = CloneArgs {
         flags: CLONE_INTO_CGROUP | CLONE_PIDFD,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
+        set_tid: number.map_or(0, |number| ptr::from_ref(number) as u64),
+        set_tid_size: u64::from(number.is_some()),
         cgroup: u64::try_from(cgroup).map_err(io::Error::other)?,
         ..CloneArgs::default()
     };
-    // SAFETY: `args` is initialised and its size is given; `pidfd` lives across the call. Without
+    // SAFETY: `args` is initialised and its size is given; `pidfd` and the number live across the call. Without
     // CLONE_VM the child has its own copy of memory and goes on on its own copy of this stack.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match pid {
@@ -189,7 +198,7 @@ fn clone_into(cgroup: RawFd) -> io::Result<Cloned> {
 /// Says why processes cannot be started in a cgroup: an old kernel, or a filter around this process.
 pub(super) fn clone_into_cgroup_missing() -> Option<String> {
     // A descriptor that is never open: the kernel that knows the flag refuses it with EBADF.
-    match clone_into(RawFd::MAX) {
+    match clone_into(RawFd::MAX, None) {
         Err(e) if e.raw_os_error() == Some(libc::EBADF) => None,
         Err(e) => Some(format!("clone3 with CLONE_INTO_CGROUP: {e}")),
         Ok(Cloned::Parent { .. }) => Some("clone3 ignores CLONE_INTO_CGROUP".to_owned()),

@@ -185,6 +185,13 @@ pub enum Command {
         /// The payload.
         data: Vec<u8>,
     },
+    /// Sends a datagram to an abstract name of AF_UNIX.
+    SendAbstract {
+        /// The name, without the zero byte before it.
+        name: Vec<u8>,
+        /// The payload.
+        data: Vec<u8>,
+    },
     /// sendto(2) with `MSG_FASTOPEN`: connects by TCP, with the payload in the first segment if there is a
     /// cookie. ETIMEDOUT when time runs out.
     SendFast {

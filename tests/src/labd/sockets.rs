@@ -94,6 +94,11 @@ impl Sockets {
                 odd::set_option(self.get(*socket)?, *level, *name, *value).map(|()| Reply::Done)?
             }
             Command::SendUnspec { socket, to, data } => Reply::Count(odd::send_unspec(self.get(*socket)?, *to, data)?),
+            Command::SendAbstract { name, data } => {
+                let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+                let to = net::SocketAddrUnix::new_abstract_name(name)?;
+                Reply::Count(net::sendto(&socket, data, SendFlags::NOSIGNAL, &to)?)
+            }
             Command::SendFast { socket, to, data, timeout_ms } => {
                 Reply::Count(send_fast(self.get(*socket)?, *to, data, *timeout_ms)?)
             }
