@@ -1,0 +1,68 @@
+//! `eastwall doctor --who-dropped`, with every layer in turn as the one that drops.
+
+use std::fs;
+
+use serde_json::json;
+use tests::{
+    bpf::{self, Kind},
+    lab::Family,
+    scene::{document, policy},
+};
+
+use super::stage::{CLOSED, Stage, TCX_EGRESS};
+
+#[test]
+fn who_dropped_a_flow_is_told_from_who_might_have() {
+    let Some(stage) = Stage::open() else { return };
+    let (_receiver, to) = stage.net.db.udp(Family::V4);
+    let ask = |to: &str| {
+        let output = stage.cli(&["doctor", "-o", "json", "--who-dropped", "10.9.0.1", to]);
+        let clues = document(&output)["clues"].as_array().unwrap().clone();
+        let of = |weight: &str| -> Vec<String> {
+            let of = clues.iter().filter(|clue| clue["weight"] == json!(weight));
+            of.map(|clue| format!("{}: {}", clue["layer"].as_str().unwrap(), clue["found"].as_str().unwrap())).collect()
+        };
+        (of("evidence"), of("suspect"), output.status.code())
+    };
+    let target = format!("10.9.1.2:udp/{}", to.port());
+    let has = |clues: &[String], layer: &str, text: &str| {
+        assert!(clues.iter().any(|c| c.starts_with(layer) && c.contains(text)), "no `{layer}: {text}` in {clues:#?}");
+    };
+    let (evidence, _, code) = ask(&target);
+    assert_eq!((evidence, code), (vec![], Some(0)), "it is allowed, routed and heard");
+
+    // A program behind ours, a route, a switch of the kernel, nobody who listens: each is found by itself.
+    let drops = bpf::load(Kind::SchedCls, 0, 2, "intruder").unwrap();
+    let index = stage.indices[1];
+    let link = stage.net.host.run(|| bpf::attach_to_device(drops.as_fd(), index, TCX_EGRESS, false)).unwrap();
+    let (evidence, suspects, _) = ask(&target);
+    assert_eq!(evidence, Vec::<String>::new(), "what a program does is not known");
+    has(&suspects, "programs", "to-db egress: ");
+    has(&suspects, "programs", "intruder, behind");
+    drop(link);
+    for (kind, said) in [("unreachable", "`unreachable`"), ("prohibit", "`prohibit`"), ("blackhole", "`blackhole`")] {
+        stage.net.host.ip(&format!("route add {kind} 10.9.1.2/32"));
+        let (evidence, _, code) = ask(&target);
+        has(&evidence, "routing", said);
+        assert_eq!(code, Some(1));
+        stage.net.host.ip(&format!("route del {kind} 10.9.1.2/32"));
+    }
+    stage.net.host.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0")).unwrap();
+    has(&ask(&target).0, "routing", "forwards no IPv4");
+    stage.net.host.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).unwrap();
+    has(&ask("10.9.1.2:tcp/9").0, "socket", "no socket listens at 10.9.1.2 tcp/9");
+
+    // Our own denial, by its record.
+    stage.agent.apply(&policy(&stage.net.lab, CLOSED, ""));
+    let (_, suspects, _) = ask(&target);
+    has(&suspects, "eastwall", "DENY");
+    let (sender, _) = stage.net.web.udp(Family::V4);
+    let _ = stage.net.web.actor.send_to(sender, to, b"denied");
+    stage.agent.event("a denial", |e| e["metadata"]["event_code"] == json!("deny"));
+    let (evidence, _, code) = ask(&target);
+    has(&evidence, "eastwall", "no-rule");
+    assert_eq!(code, Some(1));
+    let wrong = stage.cli(&["doctor", "--who-dropped", "web", &target]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("`web` is no address"), "{wrong:?}");
+}
