@@ -4,7 +4,7 @@
 //! web ── web0 ═ to-web ── host ── to-db ═ db0 ── db
 //! ```
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{Cgroup, Lab, Need, NetNs, Party, VethEnd};
 
@@ -140,6 +140,13 @@ pub fn join(host: &NetNs, at: (&str, [&str; 2]), workload: &NetNs, of: (&str, [&
 /// If a device has none.
 pub fn ethernet(web: &Party, host: &NetNs) -> ([u8; 6], [u8; 6]) {
     (hardware_address(&web.net, "web0"), hardware_address(host, DEVICES[0]))
+}
+
+/// The addresses of a device that count on its link alone: neighbour discovery comes from them.
+pub(super) fn link_local(netns: &NetNs, device: &str) -> Vec<IpAddr> {
+    let lines = netns.ip(&format!("-o -6 addr show dev {device} scope link"));
+    let address = |line: &str| line.split_whitespace().nth(3)?.split('/').next()?.parse().ok();
+    lines.lines().map(|line| address(line).expect("an address with its prefix")).collect()
 }
 
 /// The Ethernet address of a device.

@@ -7,12 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use agent_common::id::Epoch;
+use agent_common::{id::Epoch, layout::hardware};
 use eastwall::datapath::Device;
 
 use super::{
     Command, Denials, Errno, Guard, GuardOptions, Lab, NetNs, Party, Routed, Witness,
-    routed::{DEVICES, ethernet, hardware_address},
+    routed::{DEVICES, ethernet, hardware_address, link_local},
     scene::TRUST_DOMAIN,
 };
 
@@ -52,8 +52,13 @@ impl Wall {
             let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
             let mut words = line.split_whitespace().skip_while(|word| *word != "link-netnsid");
             let netns = words.nth(1).and_then(|n| n.parse().ok()).expect("its other end is in another namespace");
-            Device { index, netns }
+            (index, netns)
         });
+        let [(to_web, web_id), (to_db, db_id)] = devices;
+        let devices = [
+            Device { index: to_web, netns: web_id, hardware: hardware(hardware_address(&web.net, "web0")) },
+            Device { index: to_db, netns: db_id, hardware: hardware(hardware_address(&db.net, "db0")) },
+        ];
         let wall = Self { web, db, host, guard, devices, lab };
         wall.allow(&[]);
         Some(wall)
@@ -88,8 +93,9 @@ impl Wall {
     ///
     /// If the kernel refuses.
     pub fn give_addresses(&self) {
-        for party in [&self.web, &self.db] {
-            party.addrs.iter().for_each(|&addr| self.give_address(addr, party.cgroup.id()));
+        for (party, device) in [(&self.web, "web0"), (&self.db, "db0")] {
+            let addrs = party.addrs.into_iter().chain(link_local(&party.net, device));
+            addrs.for_each(|addr| self.give_address(addr, party.cgroup.id()));
         }
     }
 
