@@ -34,10 +34,10 @@ const SHARE: u32 = 8;
 #[inline(never)]
 pub fn begins(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
     let mut piece = Piece::WHOLE;
-    let Some(key) = key(skb, case, sharer, &mut piece) else {
+    let Some(key) = &key(skb, case, sharer, &mut piece) else {
         return false;
     };
-    let Some(state) = FLOWS.get_ptr_mut(&key) else {
+    let Some(state) = FLOWS.get_ptr_mut(key) else {
         return true;
     };
     // SAFETY: a live element.
@@ -47,7 +47,7 @@ pub fn begins(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
             return false;
         }
     }
-    remove(&key);
+    remove(key);
     true
 }
 
@@ -55,7 +55,7 @@ pub fn begins(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
 #[inline(never)]
 pub fn approve(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
     let mut piece = Piece::WHOLE;
-    let Some(key) = key(skb, case, sharer, &mut piece) else {
+    let Some(key) = &key(skb, case, sharer, &mut piece) else {
         return false;
     };
     let quota = policy::settings(case.epoch & 1).map_or(0, |s| s.flow_quota) / SHARE;
@@ -66,17 +66,17 @@ pub fn approve(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
         ways: ways::ONE,
         peer_cgroup: u64::from(piece.end),
     };
-    flows::takes_room(key.owner, quota) && FLOWS.insert(&key, state, BPF_NOEXIST).is_ok()
+    flows::takes_room(key.owner, quota) && FLOWS.insert(key, state, BPF_NOEXIST).is_ok()
 }
 
 /// Says whether a later fragment is the next one of a datagram that passes.
 #[inline(never)]
 pub fn follows(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
     let mut piece = Piece::WHOLE;
-    let Some(key) = key(skb, case, sharer, &mut piece) else {
+    let Some(key) = &key(skb, case, sharer, &mut piece) else {
         return false;
     };
-    let Some(state) = FLOWS.get_ptr_mut(&key) else {
+    let Some(state) = FLOWS.get_ptr_mut(key) else {
         return false;
     };
     let next = if piece.more != 0 { u64::from(piece.end) } else { OVER };
@@ -92,7 +92,7 @@ pub fn follows(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
         }
     }
     if next == OVER {
-        remove(&key);
+        remove(key);
     }
     true
 }

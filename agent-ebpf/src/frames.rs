@@ -1,11 +1,15 @@
 //! The headers of a frame at a device, which begins at its Ethernet header.
 
-use agent_common::parse::{
-    Packet, ParseError, Piece,
-    frame::{self, Frame, FrameError, HEADER_BYTES, ethertype},
-    plain::{self, Plain, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+use agent_common::{
+    addr::Addr,
+    layout,
+    parse::{
+        Packet, ParseError, Piece,
+        frame::{self, Frame, FrameError, HEADER_BYTES, ethertype},
+        plain::{self, Plain, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+    },
 };
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 
 use crate::headers::{self, Skb};
 
@@ -20,6 +24,8 @@ pub const NEIGHBOUR: u32 = 2;
 pub const FIRST_FRAGMENT: u32 = 3;
 /// See [`PACKET`]: the error of a fragment that is not the first.
 pub const LATER_FRAGMENT: u32 = ERROR + headers::code(ParseError::Fragment);
+/// Where the target of neighbour discovery is: behind Ethernet, IPv6, and eight bytes of ICMPv6.
+const TARGET: u32 = 14 + 40 + 8;
 const SHORT: u32 = 4;
 const VLAN: u32 = 5;
 const ETHER_TYPE: u32 = 6;
@@ -50,6 +56,24 @@ pub fn plain(skb: *mut __sk_buff) -> Option<Plain> {
         }
         plain::v6(&*(ip as *const [u32; V6_BYTES / 4]), length, || headers::word(ip, 40 + TCP_MORE_OFFSET, end))
     }
+}
+
+/// Says whether a frame comes from an Ethernet address, as `agent_common::layout::hardware` has it.
+#[inline(always)]
+pub fn comes_from(skb: *mut __sk_buff, hardware: u64) -> bool {
+    // SAFETY: the context; what is read below has been compared with the end, which the verifier checks.
+    unsafe {
+        let (start, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        start + HEADER_BYTES <= end && layout::hardware(*((start + 6) as *const [u8; 6])) == hardware
+    }
+}
+
+/// Reads which address an advertisement of neighbour discovery is about. RFC 4861, section 4.4: it has no extension
+/// headers.
+#[inline(always)]
+pub fn target(skb: *mut __sk_buff, out: &mut Addr) -> bool {
+    // SAFETY: the helper writes 16 bytes or fails.
+    unsafe { bpf_skb_load_bytes(skb.cast(), TARGET, out.as_mut_ptr().cast(), 16) == 0 }
 }
 
 /// Reads any frame; the result is [`PACKET`] and the like, or an error for [`error`].

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use agent_common::layout::hardware;
 use eastwall::sources::{
     devices::{Devices, DevicesError, Link},
     netns,
@@ -94,8 +95,17 @@ fn a_device_is_listed_with_its_kind_its_controller_and_the_namespace_behind_it()
     let link = place.link("to-other").unwrap();
     let index = index_of(&place.host, "to-other");
     let kind = Some("veth".to_owned());
-    let expected = Link { index, name: "to-other".into(), kind, peer_netns: nsid, controller: None };
+    let found = place.link("to-other").unwrap();
+    let (peer, address) = (found.peer, found.address);
+    let expected = Link { index, name: "to-other".into(), kind, peer_netns: nsid, controller: None, peer, address };
     assert_eq!(link, expected);
+
+    // A workload may give its device another address, and that is the one it has.
+    for last in [8, 9] {
+        place.other.ip(&format!("link set eth0 address 02:00:00:00:00:0{last}"));
+        let there = place.devices.hardware(nsid.unwrap()).unwrap();
+        assert_eq!(there.get(&peer.unwrap()), Some(&hardware([2, 0, 0, 0, 0, last])), "{there:?}");
+    }
 
     place.host.ip("link add br0 type bridge");
     place.host.ip("link set to-other master br0");

@@ -179,10 +179,12 @@ fn programs_at_a_device_are_replaced_in_place_and_a_new_device_gets_its_own() {
     let [web, db] = wall.devices();
     assert_eq!(owners, [(web.index, wall.web.cgroup.id()), (db.index, wall.db.cgroup.id())]);
 
-    // The device of `web` dies, and its link with it. Another one takes its index.
+    // The device of `web` dies, and its link with it. Another one takes its index, and its Ethernet address.
+    let hardware = wall.ethernet().0.map(|byte| format!("{byte:02x}")).join(":");
     wall.host.ip("link delete to-web");
     let peer = format!("/proc/{}/ns/net", wall.web.actor.process().pid());
-    wall.host.ip(&format!("link add to-web index {} type veth peer name web0 netns {peer}", web.index));
+    wall.host
+        .ip(&format!("link add to-web index {} type veth peer name web0 address {hardware} netns {peer}", web.index));
     for (netns, commands) in [
         (&wall.host, ["address add 10.9.0.254/24 dev to-web", "link set to-web up", "link show to-web"]),
         (&wall.web.net, ["address add 10.9.0.1/24 dev web0", "link set web0 up", "route add default via 10.9.0.254"]),

@@ -68,12 +68,22 @@ layout!(UidKey, size 16, cgroup @ 0, uid @ 8, reserved @ 12);
 pub struct DeviceEntry {
     /// A cgroup of the workload, whose label is the device's; 0 = no one workload.
     pub cgroup: u64,
+    /// [`hardware`] of the device's other end; 0 = not known, and nothing leaves by it.
+    pub hardware: u64,
     /// The network namespace at the device's other end, by its id in the namespace of the device.
     pub netns: u32,
     /// Zero.
     pub reserved: u32,
 }
-layout!(DeviceEntry, size 16, cgroup @ 0, netns @ 8, reserved @ 12);
+layout!(DeviceEntry, size 24, cgroup @ 0, hardware @ 8, netns @ 16, reserved @ 20);
+
+/// An Ethernet address as one number, which is never 0.
+#[inline(always)]
+#[must_use]
+pub const fn hardware(address: [u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = address;
+    u64::from_be_bytes([0x80, 0, a, b, c, d, e, f])
+}
 
 /// Key of `addr_ext` as the kernel's LPM trie wants it.
 ///

@@ -36,4 +36,4 @@ pub use flow::{
     SOCKET_REMEMBERS_JIFFIES, SOCKET_REMEMBERS_TICKS, SYN_FOLLOWS_JIFFIES, SockState, TICK_SHIFT, device_owner,
     fragments_owner, idle_limit, is_of_device, ways,
 };
-pub use identity::{DeviceEntry, IdentEntry, IdentSlot, PrefixKey, UidKey, flags as ident_flags};
+pub use identity::{DeviceEntry, IdentEntry, IdentSlot, PrefixKey, UidKey, flags as ident_flags, hardware};

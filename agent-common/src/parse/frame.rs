@@ -4,6 +4,7 @@
 //! that is not understood may be any traffic at all, so the caller drops it.
 
 use super::{Packet, ParseError, Piece, Source, ip};
+use crate::flow::proto;
 
 /// Bytes of an Ethernet header without a VLAN tag: two addresses, one type.
 pub const HEADER_BYTES: usize = 14;
@@ -27,10 +28,11 @@ pub mod ethertype {
 /// What a frame is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Frame {
-    /// ARP for IPv4 over Ethernet (RFC 826), with nothing behind it but padding.
+    /// ARP for IPv4 over Ethernet (RFC 826), with nothing behind it but padding, from who sent the frame. The packet
+    /// says whose address it is about (source) and which one it asks for or answers (destination).
     Arp,
     /// IPv6 neighbour discovery or multicast listener discovery that has crossed no router, and that no
-    /// router will forward: its hop limit says so.
+    /// router will forward: its hop limit says so. Neighbour discovery has no extension headers.
     Neighbour,
     /// Any other packet of IPv4 or IPv6.
     Packet,
@@ -45,7 +47,8 @@ pub enum FrameError {
     Short,
     /// It has a VLAN tag.
     Vlan,
-    /// A type that is none of those read, an IEEE 802.3 length, or an ARP message of another shape.
+    /// A type that is none of those read, an IEEE 802.3 length, or an ARP message of another shape or about another
+    /// sender than that of the frame.
     EtherType,
     /// It says IPv4 or IPv6, and is not to be read as that.
     Packet(ParseError),
@@ -73,8 +76,7 @@ impl<S: Source + ?Sized> Source for Behind<'_, S> {
     }
 }
 
-/// Reads a frame from its Ethernet header on, into a packet and a piece that are all zero and stay so for
-/// ARP.
+/// Reads a frame from its Ethernet header on, into a packet and a piece that are all zero.
 ///
 /// # Errors
 ///
@@ -88,7 +90,7 @@ pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet, piece: &mut Piec
     let version = match u16::from_be_bytes(kind) {
         ethertype::IPV4 => 4,
         ethertype::IPV6 => 6,
-        ethertype::ARP => return arp(frame),
+        ethertype::ARP => return arp(frame, packet),
         ethertype::VLAN | ethertype::SERVICE_VLAN | ethertype::OLD_QINQ => return Err(FrameError::Vlan),
         _ => return Err(FrameError::EtherType),
     };
@@ -113,17 +115,25 @@ pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet, piece: &mut Piec
 /// The longest ARP frame: an Ethernet frame is padded to 60 bytes.
 const ARP_FRAME_MAX: usize = 60;
 
-/// RFC 826: hardware Ethernet, protocol IPv4, lengths 6 and 4, a request or a reply.
+/// RFC 826: hardware Ethernet, protocol IPv4, lengths 6 and 4, a request or a reply; addresses of the sender, hardware
+/// and protocol, then of the target.
 #[inline(always)]
-fn arp<S: Source + ?Sized>(frame: &S) -> Result<Frame, FrameError> {
-    let mut head = [0; 8];
-    let mut last = [0; 1];
-    if !frame.load(HEADER_BYTES, &mut head) || !frame.load(HEADER_BYTES + 27, &mut last) {
+fn arp<S: Source + ?Sized>(frame: &S, packet: &mut Packet) -> Result<Frame, FrameError> {
+    let (mut head, mut from, mut about) = ([0; 8], [0; 6], [0; 6]);
+    let (mut src, mut dst) = ([0; 4], [0; 4]);
+    if !frame.load(HEADER_BYTES, &mut head)
+        || !frame.load(6, &mut from)
+        || !frame.load(HEADER_BYTES + 8, &mut about)
+        || !frame.load(HEADER_BYTES + 14, &mut src)
+        || !frame.load(HEADER_BYTES + 24, &mut dst)
+    {
         return Err(FrameError::Short);
     }
+    packet.src = ip::mapped(src);
+    packet.dst = ip::mapped(dst);
     // What follows the padding would be a message that nobody reads but the one it is meant for.
     match head {
-        [0, 1, 8, 0, 6, 4, 0, 1 | 2] if !frame.load(ARP_FRAME_MAX, &mut last) => Ok(Frame::Arp),
+        [0, 1, 8, 0, 6, 4, 0, 1 | 2] if from == about && frame.length() <= ARP_FRAME_MAX => Ok(Frame::Arp),
         _ => Err(FrameError::EtherType),
     }
 }
@@ -131,11 +141,14 @@ fn arp<S: Source + ?Sized>(frame: &S) -> Result<Frame, FrameError> {
 /// RFC 4861, section 6.1.1 and the like: hop limit 255. RFC 2710, section 3, and RFC 3810, section 5: 1.
 #[inline(always)]
 fn is_neighbour<S: Source + ?Sized>(packet: &S, said: &Packet) -> bool {
-    let mut hop_limit = [0; 1];
-    said.v6 != 0
-        && said.is_neighbour_discovery()
-        && packet.load(7, &mut hop_limit)
-        && hop_limit[0] == if matches!(said.icmp[0], 133..=137) { 255 } else { 1 }
+    let mut h = [0; 2];
+    if said.v6 == 0 || !said.is_neighbour_discovery() || !packet.load(6, &mut h) {
+        return false;
+    }
+    match (said.icmp[0], h) {
+        (133..=137, [next, hop_limit]) => next == proto::ICMPV6 && hop_limit == 255,
+        (_, [_, hop_limit]) => hop_limit == 1,
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +164,7 @@ mod tests {
     }
 
     fn arp_message() -> Vec<u8> {
-        [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[7; 20]].concat()
+        [&[0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2][..], &[7; 14]].concat()
     }
 
     /// An ICMPv6 message in a packet with a hop limit.
@@ -172,7 +185,7 @@ mod tests {
         let padded = |length: usize| whole.iter().copied().chain([0; 30]).take(length).collect::<Vec<u8>>();
         assert_eq!(parse(&padded(60)), Ok(Frame::Arp));
         assert_eq!(parse(&padded(61)), Err(FrameError::EtherType));
-        for at in 0..8 {
+        for at in 0..14 {
             let mut other = whole.clone();
             other[HEADER_BYTES + at] ^= 0x40;
             assert_eq!(parse(&other), Err(FrameError::EtherType), "byte {at}");

@@ -81,7 +81,7 @@ fn v4<S: Source + ?Sized>(source: &S, packet: &mut Packet, piece: &mut Piece) ->
 
 /// RFC 4291, section 2.5.5.2.
 #[inline(always)]
-const fn mapped(a: [u8; 4]) -> [u8; 16] {
+pub(super) const fn mapped(a: [u8; 4]) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]]
 }
 

@@ -87,9 +87,14 @@ fn whole(random: &mut Random) -> Laid {
     match random.below(32) {
         0 => {
             // ARP, nearly always for IPv4 over Ethernet.
+            let mut from = bytes[6..12].to_vec();
             bytes.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0]);
             bytes.push(random.pick(&[1, 1, 2, 2, 3, 8]));
-            bytes.extend(random.bytes(20));
+            if random.one_in(8) {
+                from[5] ^= 1;
+            }
+            bytes.extend(from);
+            bytes.extend(random.bytes(14));
             let padding = random.pick(&[0, 18, 19, 40]);
             bytes.extend(vec![0; padding]);
             Laid { bytes, lengths: vec![16, 18] }

@@ -233,8 +233,10 @@ fn on_purpose(bytes: &[u8], theirs: &Dissected) -> Option<&'static str> {
             Some("a tag: no rule speaks of what is in it")
         }
         Dissected::Other => Some("a type that no rule speaks of"),
-        Dissected::Arp => (!matches!(packet[..8], [0, 1, 8, 0, 6, 4, 0, 1 | 2]) || bytes.len() > 60)
-            .then_some("ARP for something else than IPv4 over Ethernet, another message, or bytes behind it"),
+        Dissected::Arp => {
+            (!matches!(packet[..8], [0, 1, 8, 0, 6, 4, 0, 1 | 2]) || packet[8..14] != bytes[6..12] || bytes.len() > 60)
+                .then_some("ARP for something else than IPv4 over Ethernet, of another sender, or with bytes behind it")
+        }
         Dissected::Ip { said, piece, headers: [all, of_fragments], behind, .. } => {
             let length = piece.end - piece.begin;
             let is_v6 = said.v6 == 1;

@@ -9,6 +9,7 @@
 //! Frames are dropped in silence. What passes goes on to the programs behind this one.
 
 use agent_common::{
+    addr,
     flow::proto,
     layout::{DeviceEntry, FlowKey, Hook, Role, device_owner, ident_flags, record_flags},
     parse::{Packet, plain::Plain, tcp},
@@ -32,9 +33,14 @@ use crate::{
     maps::DEV_OWNER,
     on_error::{Error, on_error},
     peer, policy,
-    sockets::{self, Tuple},
+    sockets::{self, Addr, Tuple},
     who,
 };
+
+/// 0.0.0.0.
+const NO_V4: Addr = addr::mapped(0);
+/// RFC 4861, section 4.4.
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// Judges what leaves a workload by its device: TC ingress on the host's side.
 #[classifier]
@@ -64,11 +70,16 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
     // SAFETY: the context.
     let ifindex = unsafe { (*skb).ifindex };
     // The agent names the owner before it attaches, so a device without one is not of this agent.
-    let Some(&DeviceEntry { cgroup, netns, .. }) = (unsafe { DEV_OWNER.get(ifindex) }) else {
+    let Some(&DeviceEntry { cgroup, hardware, netns, .. }) = (unsafe { DEV_OWNER.get(ifindex) }) else {
         return TCX_NEXT;
     };
     if leaves {
-        if passes_from(skb, cgroup, epoch) { TCX_NEXT } else { ew_judge_from(skb, cgroup, netns, epoch) }
+        let is_own = frames::comes_from(skb, hardware);
+        if is_own && passes_from(skb, cgroup, epoch) {
+            TCX_NEXT
+        } else {
+            ew_judge_from(skb, cgroup, netns, epoch, u32::from(is_own))
+        }
     } else {
         ew_judge_to(skb, cgroup, netns, epoch)
     }
@@ -90,15 +101,15 @@ fn passes_to(skb: *mut __sk_buff, epoch: u32) -> bool {
 /// Global, so that the verifier checks a judgement by itself and not for every state of the fast path.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ew_judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
-    judge(skb, device, netns, epoch, true)
+pub extern "C" fn ew_judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, is_own: u32) -> i32 {
+    judge(skb, device, netns, epoch, true, is_own != 0)
 }
 
 /// See [`ew_judge_from`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ew_judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
-    judge(skb, device, netns, epoch, false)
+    judge(skb, device, netns, epoch, false, true)
 }
 
 /// Says whether an ordinary packet belongs to a flow that may pass.
@@ -128,7 +139,7 @@ fn is_live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bo
 }
 
 #[inline(always)]
-fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool) -> i32 {
+fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool, is_own: bool) -> i32 {
     // Without a socket there is no owner of one: it is the cgroup's name.
     let slot = who::slot_of(device, || u32::MAX, epoch & 1);
     let mut case = Case::new(if leaves { Hook::TcFrom } else { Hook::TcTo }, leaves, device, slot, epoch);
@@ -150,14 +161,16 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
     };
     match said {
         frames::PACKET | frames::FIRST_FRAGMENT => {}
-        frames::LATER_FRAGMENT if fragments::follows(skb, &case, sharer) => return TCX_NEXT,
-        frames::ARP => return TCX_NEXT,
+        frames::LATER_FRAGMENT if is_own && fragments::follows(skb, &case, sharer) => return TCX_NEXT,
         // A workload is no router: it may not advertise itself as one, nor redirect.
-        frames::NEIGHBOUR if !leaves || !matches!(case.icmp[0], 134 | 137) => return TCX_NEXT,
-        frames::NEIGHBOUR => {}
+        frames::NEIGHBOUR if leaves && matches!(case.icmp[0], 134 | 137) => {}
+        frames::ARP | frames::NEIGHBOUR if !leaves || is_own && speaks_for_itself(skb, &case, said, device) => {
+            return TCX_NEXT;
+        }
+        frames::ARP | frames::NEIGHBOUR => return finish(skb, &case, &Decision::deny(Reason::SpoofedSource)),
         failed => return finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
     }
-    if leaves && peer::owner_of(&case.local_addr) != Some(device) {
+    if leaves && !(is_own && peer::owner_of(&case.local_addr) == Some(device)) {
         return finish(skb, &case, &Decision::deny(Reason::SpoofedSource));
     }
     // Who shares a device takes no part in the flows of another.
@@ -183,6 +196,23 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool)
         decision = on_error(&Error::FlowTableFull);
     }
     finish(skb, &case, &decision)
+}
+
+/// Says whether ARP or neighbour discovery from a workload is about addresses of its own: the sender's, and the one that
+/// an advertisement is about. One that several have, of which none may send by it, is asked for by each. Whoever tries
+/// out an address has none yet: RFC 5227, section 2.1.1; RFC 4862, section 5.4.2.
+#[inline(never)]
+fn speaks_for_itself(skb: *mut __sk_buff, case: &Case, said: u32, device: u64) -> bool {
+    let is_own = |addr: &Addr| matches!(peer::owner_of(addr), Some(owner) if owner == device || owner == 0);
+    let is_none = case.local_addr == [0; 2] || case.local_addr == NO_V4;
+    if said == frames::ARP {
+        return is_none || is_own(&case.local_addr);
+    }
+    if case.icmp[0] == NEIGHBOUR_ADVERTISEMENT {
+        let mut target = [0; 2];
+        return is_own(&case.local_addr) && frames::target(skb, &mut target) && is_own(&target);
+    }
+    is_none || is_own(&case.local_addr)
 }
 
 /// Reads the frame into the case. Like all steps of a judgement global, so that the verifier checks each step once.

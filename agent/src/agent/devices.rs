@@ -112,7 +112,13 @@ impl Core {
     pub(super) fn adopt_devices(&mut self) -> Result<(), DatapathError> {
         let owned = self.datapath.guarded_devices()?.into_iter().map(|(index, entry)| {
             // Without a name, so that its programs are put there anew.
-            let device = Device { index, name: String::new(), netns: entry.netns.cast_signed(), controller: None };
+            let device = Device {
+                index,
+                name: String::new(),
+                netns: entry.netns.cast_signed(),
+                controller: None,
+                hardware: entry.hardware,
+            };
             (index, Owned { device, cgroup: entry.cgroup })
         });
         self.watch.owners.devices = owned.collect();
@@ -208,8 +214,8 @@ impl Core {
             if now.devices.get(index) == Some(owned) {
                 continue;
             }
-            let Owned { device: Device { name, netns, .. }, cgroup } = owned;
-            let device = datapath::Device { index: *index, netns: *netns };
+            let Owned { device: Device { name, netns, hardware, .. }, cgroup } = owned;
+            let device = datapath::Device { index: *index, netns: *netns, hardware: *hardware };
             if did(datapath.guard_device(&device, *cgroup), "guard the device", name) {
                 now.devices.insert(*index, owned.clone());
             } else {
@@ -282,7 +288,9 @@ struct View {
 }
 
 fn look(source: &Devices, roster: &Roster) -> Result<View> {
-    let devices: Vec<Device> = source.links()?.into_iter().filter_map(device).collect();
+    let links = source.links()?;
+    let peers: HashMap<u32, u32> = links.iter().filter_map(|link| Some((link.index, link.peer?))).collect();
+    let mut devices: Vec<Device> = links.into_iter().filter_map(device).collect();
     let wanted: BTreeSet<i32> = devices.iter().map(|device| device.netns).collect();
     let (mut networks, mut unread): (BTreeMap<i32, Network>, _) = (BTreeMap::new(), Vec::new());
     if wanted.is_empty() {
@@ -296,8 +304,14 @@ fn look(source: &Devices, roster: &Roster) -> Result<View> {
         networks.entry(netns).or_default().cgroups.extend(here);
     }
     for netns in wanted {
-        match addresses(source, netns) {
-            Ok(addresses) => networks.entry(netns).or_default().addresses = addresses,
+        match source.hardware(netns).and_then(|hardware| Ok((hardware, addresses(source, netns)?))) {
+            Ok((hardware, addresses)) => {
+                networks.entry(netns).or_default().addresses = addresses;
+                for device in devices.iter_mut().filter(|device| device.netns == netns) {
+                    let there = peers.get(&device.index).and_then(|peer| hardware.get(peer));
+                    device.hardware = there.copied().unwrap_or(0);
+                }
+            }
             // It is gone, and so are its devices.
             Err(DevicesError::NoNamespace { .. }) => {}
             Err(e) => {
@@ -315,9 +329,9 @@ fn addresses(source: &Devices, netns: i32) -> Result<Vec<(IpAddr, Option<u32>)>,
 }
 
 fn device(link: Link) -> Option<Device> {
-    let Link { index, name, kind, peer_netns, controller } = link;
+    let Link { index, name, kind, peer_netns, controller, .. } = link;
     KINDS.contains(&kind?.as_str()).then_some(())?;
-    Some(Device { index, name: name.to_string_lossy().into_owned(), netns: peer_netns?, controller })
+    Some(Device { index, name: name.to_string_lossy().into_owned(), netns: peer_netns?, controller, hardware: 0 })
 }
 
 /// The reverse of [`crate::policy::ask::octets`].

@@ -118,7 +118,7 @@ pub fn detail(event: &DenyEvent) -> String {
         },
         Reason::NoFlow => format!("a reply from {from} to {to} {port} without a request"),
         Reason::Protocol => format!("no rule can name protocol {}", event.proto),
-        Reason::Fragment => "a fragment whose ports cannot be known".to_owned(),
+        Reason::Fragment => "a fragment that does not follow one that passed".to_owned(),
         Reason::Malformed => "headers that cannot be read to their end".to_owned(),
         Reason::SpoofedSource => "the source is not an address or port of the sender".to_owned(),
         Reason::LinkProtocol => "a frame with a VLAN tag, or of a protocol that is not IP".to_owned(),

@@ -25,6 +25,8 @@ pub struct Device {
     pub netns: i32,
     /// The bridge that it is a port of, by index.
     pub controller: Option<u32>,
+    /// The Ethernet address at the other end, as [`agent_common::layout::hardware`] has it; 0 = not known.
+    pub hardware: u64,
 }
 
 /// A network namespace that some device leads to.
@@ -197,7 +199,7 @@ mod tests {
     }
 
     fn device(index: u32, netns: i32) -> Device {
-        Device { index, name: format!("veth{index}"), netns, controller: None }
+        Device { index, name: format!("veth{index}"), netns, controller: None, hardware: 0 }
     }
 
     fn network(cgroups: &[u64], addresses: &[(&str, Option<u32>)]) -> Network {

@@ -47,7 +47,7 @@ struct Case {
 }
 
 fn single_packets(places: &Places, wires: &Wires, effort: Effort, report: &mut Report) -> anyhow::Result<()> {
-    let (mut subjects, cases) = (Vec::new(), cases());
+    let (mut subjects, cases) = (Vec::new(), cases(wires));
     for (addresses, _) in SIZES {
         let mut place = Place::new(places, EDGES, Some(wires))?;
         place.put_in_force(&synthetic::compiled_with_addresses(EDGES, addresses))?;
@@ -86,8 +86,8 @@ fn single_packets(places: &Places, wires: &Wires, effort: Effort, report: &mut R
 
 /// Begins the flows that the packets of [`cases`] belong to, as both ends see them.
 fn begin(place: &Place<'_>, wires: &Wires) -> anyhow::Result<()> {
-    let syn = framed(ETHERNET, &ip_tcp(client(), server(), |tcp| tcp.syn(), &[]));
-    let first = framed(ETHERNET, &ip_udp(client(), server(), &[0; 64]));
+    let syn = framed(wires.ethernet(), &ip_tcp(client(), server(), |tcp| tcp.syn(), &[]));
+    let first = framed(wires.ethernet(), &ip_udp(client(), server(), &[0; 64]));
     for frame in [&syn, &first] {
         for (name, device) in [(program::TC_FROM, wires.devices[0]), (program::TC_TO, wires.devices[1])] {
             let run = test_run(place.datapath.program(name)?, frame, device.index, 1)?;
@@ -97,11 +97,11 @@ fn begin(place: &Place<'_>, wires: &Wires) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cases() -> Vec<Case> {
-    let segment = framed(ETHERNET, &ip_tcp(client(), server(), |tcp| tcp.ack(1), &[0; 64]));
-    let datagram = framed(ETHERNET, &ip_udp(client(), server(), &[0; 64]));
+fn cases(wires: &Wires) -> Vec<Case> {
+    let segment = framed(wires.ethernet(), &ip_tcp(client(), server(), |tcp| tcp.ack(1), &[0; 64]));
+    let datagram = framed(wires.ethernet(), &ip_udp(client(), server(), &[0; 64]));
     let elsewhere = SocketAddr::V4(SocketAddrV4::new([192, 0, 2, 1].into(), 9));
-    let denied = framed(ETHERNET, &ip_udp(client(), elsewhere, &[0; 64]));
+    let denied = framed(wires.ethernet(), &ip_udp(client(), elsewhere, &[0; 64]));
     let case = |name, program, device, frame: &Vec<u8>, code, target| {
         let frame = frame.clone();
         Case { name, program, device, frame, code, target }
@@ -114,9 +114,6 @@ fn cases() -> Vec<Case> {
         case("first of UDP, denied", program::TC_FROM, 0, &denied, DROP, None),
     ]
 }
-
-/// No device looks at hardware addresses in a test run.
-const ETHERNET: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
 
 fn client() -> SocketAddr {
     SocketAddr::V4(SocketAddrV4::new(Wires::ADDRS[0], 40_000))

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     bpf::{At, Attach, Empty, attached},
-    lab::{Cgroup, Lab, Namespace, NetNs, join},
+    lab::{Cgroup, Lab, Namespace, NetNs, hardware_address, join},
 };
 
 /// What all measurements share.
@@ -75,6 +75,7 @@ pub struct Wires {
     nets: [NetNs; 2],
     /// The host's end of each.
     pub devices: [Device; 2],
+    ethernet: ([u8; 6], [u8; 6]),
 }
 
 impl Wires {
@@ -92,8 +93,14 @@ impl Wires {
             ("eth0", ["10.9.1.1/24", "fd09:1::1/64"]),
         );
         host.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).context("forward packets")?;
-        let [client, server] = ["to-client", "to-server"].map(|name| host.device(name));
-        Ok(Self { nets, devices: [client, server] })
+        let ethernet = (hardware_address(&nets[0], "eth0"), hardware_address(host, "to-client"));
+        let devices = [0, 1].map(|end: usize| host.device(["to-client", "to-server"][end], &nets[end], "eth0"));
+        Ok(Self { nets, devices, ethernet })
+    }
+
+    /// The hardware addresses of the client and of its router.
+    pub const fn ethernet(&self) -> ([u8; 6], [u8; 6]) {
+        self.ethernet
     }
 }
 

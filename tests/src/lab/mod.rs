@@ -52,6 +52,7 @@ pub use guard::{Guard, GuardOptions};
 pub use namespace::Namespace;
 pub use netns::{NetNs, VethEnd};
 pub use require::{Need, require_or_skip};
+pub(crate) use routed::hardware_address;
 pub use routed::{HostOf, Routed, TwoHosts, join};
 pub use rustix::io::Errno;
 pub use scene::{Party, Place, Scene, everywhere};

@@ -11,9 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent_common::layout::hardware;
 use eastwall::datapath::Device;
 
-use super::Namespace;
+use super::{Namespace, routed::hardware_address};
 
 /// How long a pair may take to come up. It is waited for, so this is no delay.
 const UP_MAX: Duration = Duration::from_secs(10);
@@ -80,12 +81,12 @@ impl NetNs {
     ///
     /// If there is no such device.
     #[must_use]
-    pub fn device(&self, name: &str) -> Device {
+    pub fn device(&self, name: &str, there: &Self, far: &str) -> Device {
         let line = self.ip(&format!("-o link show dev {name}"));
         let index = line.split(':').next().and_then(|n| n.parse().ok()).expect("a link has an index");
         let mut words = line.split_whitespace().skip_while(|word| *word != "link-netnsid");
         let netns = words.nth(1).and_then(|n| n.parse().ok()).expect("its other end is in another namespace");
-        Device { index, netns }
+        Device { index, netns, hardware: hardware(hardware_address(there, far)) }
     }
 
     /// Runs `nft` inside, with rules as it reads them from a file.

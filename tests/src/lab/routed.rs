@@ -4,7 +4,7 @@
 //! web ── web0 ═ to-web ── host ── to-db ═ db0 ── db
 //! ```
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{Cgroup, Lab, Need, NetNs, Party, VethEnd};
 
@@ -142,8 +142,15 @@ pub fn ethernet(web: &Party, host: &NetNs) -> ([u8; 6], [u8; 6]) {
     (hardware_address(&web.net, "web0"), hardware_address(host, DEVICES[0]))
 }
 
+/// The addresses of a device that count on its link alone: neighbour discovery comes from them.
+pub(super) fn link_local(netns: &NetNs, device: &str) -> Vec<IpAddr> {
+    let lines = netns.ip(&format!("-o -6 addr show dev {device} scope link"));
+    let address = |line: &str| line.split_whitespace().nth(3)?.split('/').next()?.parse().ok();
+    lines.lines().map(|line| address(line).expect("an address with its prefix")).collect()
+}
+
 /// The Ethernet address of a device.
-pub(super) fn hardware_address(netns: &NetNs, device: &str) -> [u8; 6] {
+pub(crate) fn hardware_address(netns: &NetNs, device: &str) -> [u8; 6] {
     let line = netns.ip(&format!("-o link show dev {device}"));
     let mut words = line.split_whitespace().skip_while(|word| *word != "link/ether");
     let text = words.nth(1).expect("a veth has an Ethernet address");

@@ -12,7 +12,7 @@ use eastwall::datapath::Device;
 
 use super::{
     Command, Denials, Errno, Family, Guard, GuardOptions, Lab, NetNs, Party, Reply, Routed, Transmit, Witness,
-    routed::{DEVICES, ethernet, hardware_address},
+    routed::{DEVICES, ethernet, hardware_address, link_local},
     scene::TRUST_DOMAIN,
 };
 
@@ -55,7 +55,8 @@ impl Wall {
     pub fn unguarded(options: GuardOptions) -> Option<Self> {
         let Routed { web, db, host, lab } = Routed::open()?;
         let guard = RefCell::new(Guard::load(&lab, GuardOptions { devices: true, ..options }));
-        let devices = DEVICES.map(|name| host.device(name));
+        let ends = [(DEVICES[0], &web, "web0"), (DEVICES[1], &db, "db0")];
+        let devices = ends.map(|(name, party, far)| host.device(name, &party.net, far));
         let wall = Self { web, db, host, guard, devices, lab };
         wall.allow(&[]);
         Some(wall)
@@ -90,8 +91,9 @@ impl Wall {
     ///
     /// If the kernel refuses.
     pub fn give_addresses(&self) {
-        for party in [&self.web, &self.db] {
-            party.addrs.iter().for_each(|&addr| self.give_address(addr, party.cgroup.id()));
+        for (party, device) in [(&self.web, "web0"), (&self.db, "db0")] {
+            let addrs = party.addrs.into_iter().chain(link_local(&party.net, device));
+            addrs.for_each(|addr| self.give_address(addr, party.cgroup.id()));
         }
     }
 

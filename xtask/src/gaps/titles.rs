@@ -34,6 +34,8 @@ pub const GAPS: &[(u16, &str)] = &[
     (42, "simultaneous open"),
     (43, "fragments at a device"),
     (44, "tiny and overlapping fragments"),
+    (46, "extension headers of IPv6"),
+    (47, "options of IPv4"),
     (48, "frames that cannot be read"),
     (52, "a source address that is another's"),
     (54, "an echo is one way"),

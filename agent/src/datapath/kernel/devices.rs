@@ -20,6 +20,9 @@ pub struct Device {
     pub index: u32,
     /// The network namespace at its other end, by its id there.
     pub netns: i32,
+    /// The Ethernet address at its other end, as [`agent_common::layout::hardware`] has it. Frames from another are
+    /// denied; 0 is not known, and all of them are.
+    pub hardware: u64,
 }
 
 /// Why a program cannot be at a device.
@@ -41,9 +44,10 @@ impl Datapath {
     pub fn guard_device(&mut self, device: &Device, cgroup: u64) -> Result<(), DatapathError> {
         // First, because a device without an owner is left alone by the programs.
         let before = self.dev_owner.get(&device.index)?;
-        let entry = DeviceEntry { cgroup, netns: device.netns.cast_unsigned(), reserved: 0 };
+        let &Device { hardware, netns, .. } = device;
+        let entry = DeviceEntry { cgroup, hardware, netns: netns.cast_unsigned(), reserved: 0 };
         self.dev_owner.put(&device.index, &entry)?;
-        if before != Some(entry) {
+        if before.is_none_or(|before| before.cgroup != cgroup || before.netns != entry.netns) {
             self.forget_flows(device.index)?;
         }
         for program in program::DEVICE {

@@ -25,14 +25,32 @@ const NOT_ASSIGNED: i32 = -1;
 /// The index of the loopback device of every namespace (include/net/flow.h, `LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 
+/// Reads a device of another namespace than the one that was asked in.
+pub(super) fn link_in(body: &[u8], nsid: i32) -> Result<Link, DecodeError> {
+    let mut namespace = None;
+    attributes(body, LinkHeader::parse(body)?.buffer_len(), |attribute, value| {
+        if attribute == libc::IFLA_TARGET_NETNSID {
+            namespace = Some(parse_i32(value)?);
+        }
+        Ok(())
+    })?;
+    if namespace != Some(nsid) {
+        return Err("a device of another network namespace than was asked for".into());
+    }
+    link(body)
+}
+
 /// Reads a device.
 pub(super) fn link(body: &[u8]) -> Result<Link, DecodeError> {
     let header = LinkHeader::parse(body)?;
     let mut name = None;
     let (mut kind, mut peer_netns, mut controller) = (None, None, None);
+    let (mut peer, mut address) = (None, None);
     attributes(body, header.buffer_len(), |attribute, value| {
         match attribute {
             libc::IFLA_IFNAME => name = Some(OsString::from_vec(text(value).to_vec())),
+            libc::IFLA_ADDRESS => address = value.try_into().ok(),
+            libc::IFLA_LINK => peer = Some(parse_u32(value)?),
             libc::IFLA_MASTER => controller = Some(parse_u32(value)?),
             libc::IFLA_LINK_NETNSID => peer_netns = Some(parse_i32(value)?),
             libc::IFLA_LINKINFO => {
@@ -48,7 +66,7 @@ pub(super) fn link(body: &[u8]) -> Result<Link, DecodeError> {
         Ok(())
     })?;
     let name = name.ok_or("a network device without a name")?;
-    Ok(Link { index: header.index, name, kind, peer_netns, controller })
+    Ok(Link { index: header.index, name, kind, peer_netns, controller, peer, address })
 }
 
 /// Reads an address. None: one of the loopback device, or of another family, which a kernel without the
@@ -162,6 +180,8 @@ mod tests {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Netkit)]),
             LinkAttribute::LinkNetNsId(0),
             LinkAttribute::Controller(3),
+            LinkAttribute::Link(7),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
         ]));
         let expected = Link {
             index: 12,
@@ -169,10 +189,29 @@ mod tests {
             kind: Some("netkit".to_owned()),
             peer_netns: Some(0),
             controller: Some(3),
+            peer: Some(7),
+            address: Some([2, 0, 0, 0, 0, 1]),
         };
         assert_eq!(read.unwrap(), expected);
         let read = link(&device(vec![LinkAttribute::IfName("lo".to_owned())])).unwrap();
-        assert_eq!(read, Link { index: 12, name: "lo".into(), kind: None, peer_netns: None, controller: None });
+        let none = Link {
+            index: 12,
+            name: "lo".into(),
+            kind: None,
+            peer_netns: None,
+            controller: None,
+            peer: None,
+            address: None,
+        };
+        assert_eq!(read, none);
+        // As long as those of other kinds of links are.
+        let infiniband = device(vec![
+            LinkAttribute::IfName("ib0".to_owned()),
+            LinkAttribute::Address(vec![0; 20]),
+            LinkAttribute::Other(DefaultNla::new(libc::IFLA_TARGET_NETNSID, 5_i32.to_ne_bytes().to_vec())),
+        ]);
+        assert_eq!(link_in(&infiniband, 5).unwrap().address, None);
+        link_in(&infiniband, 6).unwrap_err();
         link(&device(vec![])).unwrap_err();
     }
 

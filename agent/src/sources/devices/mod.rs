@@ -10,6 +10,7 @@ mod decode;
 mod notices;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     io,
     net::IpAddr,
@@ -17,7 +18,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use netlink_packet_core::{DecodeError, NLM_F_ACK, NLM_F_DUMP, NetlinkSerializable as _};
+use agent_common::layout::hardware;
+use netlink_packet_core::{DecodeError, DefaultNla, NLM_F_ACK, NLM_F_DUMP, NetlinkSerializable as _};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
@@ -52,6 +54,10 @@ pub struct Link {
     pub peer_netns: Option<i32>,
     /// The index of the bridge, bond or VRF that it is a port of.
     pub controller: Option<u32>,
+    /// The index of its other end, in the namespace where that is.
+    pub peer: Option<u32>,
+    /// Its Ethernet address. None: it has none, or one of another length.
+    pub address: Option<[u8; 6]>,
 }
 
 /// Why the kernel does not tell.
@@ -166,6 +172,27 @@ impl Devices {
             found.append(&mut self.list(&what, ADDRESSES_MAX, &message, failed, read)?);
         }
         Ok(found)
+    }
+
+    /// Returns the Ethernet addresses of the devices of another namespace, by their index there, as
+    /// [`agent_common::layout::hardware`] has them.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError::NoNamespace`] if none has that id (any more); else as [`Self::links`].
+    pub fn hardware(&self, nsid: i32) -> Result<BTreeMap<u32, u64>, DevicesError> {
+        let mut message = LinkMessage::default();
+        let there = DefaultNla::new(libc::IFLA_TARGET_NETNSID, nsid.to_ne_bytes().to_vec());
+        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]), LinkAttribute::Other(there)];
+        let what = format!("the devices of network namespace {nsid}");
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::EINVAL) => DevicesError::NoNamespace { nsid },
+            _ => DevicesError::Ask { what: what.clone(), source },
+        };
+        let message = RouteNetlinkMessage::GetLink(message);
+        let read = |body: &[u8]| decode::link_in(body, nsid).map(Some);
+        let links = self.list(&what, LINKS_MAX, &message, failed, read)?;
+        Ok(links.into_iter().filter_map(|link| Some((link.index, hardware(link.address?)))).collect())
     }
 
     /// Returns the id of another namespace, or None if it has none here. One that a device of this
