@@ -36,7 +36,7 @@ const APART_NS: u64 = 200_000_000;
 /// At most: what is promised is a second.
 const APART_MAX_NS: u64 = 500_000_000;
 /// A host of so many devices that a look takes long is not looked at all the time: that many times as long it rests.
-const REST: u64 = 20;
+const REST: u64 = 10;
 /// Labels, and addresses, that are compared at each look.
 const COMPARED: usize = 64;
 /// In the run directory: in which boot an agent attached its programs, and nobody took them off on purpose.
