@@ -31,8 +31,12 @@ use crate::{
 
 /// Problem of `status`.
 const PROBLEM: &str = "tampering";
-/// Between two looks.
+/// Between two looks, at least.
 const APART_NS: u64 = 200_000_000;
+/// At most: what is promised is a second.
+const APART_MAX_NS: u64 = 500_000_000;
+/// A host of so many devices that a look takes long is not looked at all the time: that many times as long it rests.
+const REST: u64 = 10;
 /// Labels, and addresses, that are compared at each look.
 const COMPARED: usize = 64;
 /// In the run directory: in which boot an agent attached its programs, and nobody took them off on purpose.
@@ -90,9 +94,10 @@ impl Core {
         }
         self.look_and_put_back();
         let ended = clock::now().boot_ns;
+        let took = ended.saturating_sub(now.boot_ns);
         self.upkeep.looks += 1;
-        self.upkeep.looks_ns += ended.saturating_sub(now.boot_ns);
-        self.upkeep.next_ns = ended + APART_NS;
+        self.upkeep.looks_ns += took;
+        self.upkeep.next_ns = ended + (took * REST).clamp(APART_NS, APART_MAX_NS);
     }
 
     fn look_and_put_back(&mut self) {

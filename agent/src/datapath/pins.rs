@@ -27,6 +27,10 @@ pub struct Pins {
     lock: Option<File>,
 }
 
+/// How the directories of the pins stand: another one means that a pin came or went. Device, inode, and the time of the
+/// last change in seconds and nanoseconds.
+pub type State = [(u64, u64, i64, i64); 2];
+
 /// Why the pins cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinsError {
@@ -89,6 +93,13 @@ impl Pins {
             make(dir)?;
         }
         Ok(())
+    }
+
+    /// Returns how the directories of the pins stand; `None` if one is gone.
+    pub fn state(&self) -> Option<State> {
+        let of = |kind| fs::symlink_metadata(self.directory.join(kind)).ok();
+        let (maps, links) = (of("maps")?, of("links")?);
+        Some([maps, links].map(|meta| (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec())))
     }
 
     /// Says whether there is a bpffs where it was.

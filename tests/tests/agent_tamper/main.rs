@@ -34,7 +34,7 @@ use tests::{
 #[test]
 fn g77_links_that_are_detached_are_attached_again_and_the_other_layer_holds() {
     let Some(stage) = Stage::open() else { return };
-    let count = repetitions(4, 100);
+    let count = repetitions(3, 100);
     stage.under_flood("links are detached", |stage| {
         let detach = |n: usize| bpf::detach(stage.link_at_device(n).as_fd()).unwrap();
         judge("a link of a device is detached", &stage.acts("detached", count, detach, |n| stage.is_first(n)));
@@ -73,7 +73,7 @@ fn g77_a_qdisc_that_is_deleted_takes_nothing_of_ours_along() {
 #[test]
 fn g76_ours_runs_before_a_program_that_was_put_in_front_and_in_place_of_one_that_was_put_under_its_link() {
     let Some(stage) = Stage::open() else { return };
-    let count = repetitions(4, 100);
+    let count = repetitions(3, 100);
     // They let everything pass, and at a device nobody behind them is asked.
     let at_device = bpf::load(Kind::SchedCls, 0, 0, "intruder").unwrap();
     let at_egress = bpf::load(Kind::CgroupSkb, CGROUP_EGRESS, 1, "intruder").unwrap();

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     process::{self, Output},
@@ -15,8 +16,8 @@ use eastwall::{control::wire::Tampering, datapath::open_pin};
 use serde_json::{Value, json};
 use tests::{
     bpf::{self, At},
-    frames::{framed, ip_udp},
-    lab::{Agent, AgentOptions, Command, Family, NetNs, Routed, Witness, magic},
+    frames::{FAMILIES, framed, ip_udp},
+    lab::{Agent, AgentOptions, Command, NetNs, Routed, Witness, magic},
     scene::{BRIEF, LONG, policy},
 };
 
@@ -85,39 +86,53 @@ impl Stage {
 
     /// Shows that the traffic of [`Self::under_flood`] passes when it is allowed.
     pub fn control(&self) {
-        let (receiver, to) = self.net.db.udp(Family::V4);
-        let (sender, from) = self.net.web.udp(Family::V4);
-        self.net.web.actor.send_to(sender, to, b"by a socket").unwrap();
-        assert_eq!(self.net.db.actor.receive(receiver, 1).unwrap()[0].data, b"by a socket");
-        let frame = framed(self.net.ethernet(), &ip_udp(from, to, b"by a frame"));
-        self.net.web.actor.call(&Command::SendFrame { device: "web0".to_owned(), frame, bypass: true }).unwrap();
-        assert_eq!(self.net.db.actor.receive(receiver, 1).unwrap()[0].data, b"by a frame");
-        self.net.web.actor.close(sender);
-        self.net.db.actor.close(receiver);
+        for family in FAMILIES {
+            let (receiver, to) = self.net.db.udp(family);
+            let (sender, from) = self.net.web.udp(family);
+            self.net.web.actor.send_to(sender, to, b"by a socket").unwrap();
+            assert_eq!(self.net.db.actor.receive(receiver, 1).unwrap()[0].data, b"by a socket");
+            self.net.web.actor.call(&self.frame(from, to, b"by a frame")).unwrap();
+            assert_eq!(self.net.db.actor.receive(receiver, 1).unwrap()[0].data, b"by a frame");
+            self.net.web.actor.close(sender);
+            self.net.db.actor.close(receiver);
+        }
+    }
+
+    /// A datagram of `web` past every hook of sockets.
+    fn frame(&self, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Command {
+        let frame = framed(self.net.ethernet(), &ip_udp(from, to, data));
+        Command::SendFrame { device: "web0".to_owned(), frame, bypass: true }
     }
 
     /// Does `work` while `web` floods `db` with what is denied, by sockets and past them, and checks that nothing of it
-    /// arrives: neither at a sniffer in the namespace of `db`, nor in its socket.
+    /// arrives: neither at a sniffer in the namespace of `db`, nor in a socket of it.
     pub fn under_flood(&self, what: &str, work: impl FnOnce(&Self)) {
         self.control();
         self.agent.apply(&policy(&self.net.lab, CLOSED, ""));
         let denied = magic();
-        let (receiver, to) = self.net.db.udp(Family::V4);
-        let (sender, from) = self.net.web.udp(Family::V4);
-        let frame = framed(self.net.ethernet(), &ip_udp(from, to, &denied));
-        let frame = Command::SendFrame { device: "web0".to_owned(), frame, bypass: true };
-        let burst = vec![(to, denied.clone()); 8];
+        let receivers = FAMILIES.map(|family| self.net.db.udp(family));
+        let senders = FAMILIES.map(|family| self.net.web.udp(family));
+        let floods: Vec<_> = receivers
+            .iter()
+            .zip(&senders)
+            .map(|((_, to), (sender, from))| (*sender, vec![(*to, denied.clone()); 8], self.frame(*from, *to, &denied)))
+            .collect();
         let sent = AtomicU64::new(0);
         let flood = || {
-            // Refused, or dropped later.
-            let _ = self.net.web.actor.send_many(sender, burst.clone());
-            self.net.web.actor.call(&frame).unwrap();
-            sent.fetch_add(9, Ordering::Relaxed);
+            for (sender, burst, frame) in &floods {
+                // Refused, or dropped later.
+                let _ = self.net.web.actor.send_many(*sender, burst.clone());
+                self.net.web.actor.call(frame).unwrap();
+                sent.fetch_add(9, Ordering::Relaxed);
+            }
             thread::sleep(Duration::from_micros(200));
         };
         let mut witness = Witness::new(&self.net.db.net, &denied);
         witness.during(&[&flood], || work(self));
-        assert_eq!(self.net.db.actor.receive_for(receiver, 1, BRIEF), Ok(vec![]), "{what}: a socket got a payload");
+        for (receiver, _) in receivers {
+            let received = self.net.db.actor.receive_for(receiver, 1, BRIEF);
+            assert_eq!(received, Ok(vec![]), "{what}: a socket got a payload");
+        }
         assert_eq!(witness.arrived(), 0, "{what}: a sniffer in the receiver's namespace saw a payload");
         println!("{what}: {} denied payloads sent, 0 arrived", sent.into_inner());
     }

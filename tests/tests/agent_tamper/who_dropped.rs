@@ -1,6 +1,6 @@
 //! `eastwall doctor --who-dropped`, with every layer in turn as the one that drops.
 
-use std::fs;
+use std::{fs, os::fd::AsFd as _};
 
 use serde_json::json;
 use tests::{

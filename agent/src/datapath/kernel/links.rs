@@ -20,6 +20,9 @@ use crate::datapath::{
     table::TableError,
 };
 
+/// How often everything is looked at until each pin is, if their directories do not change.
+const LOOKS_PER_PIN: u32 = 4;
+
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Place {
@@ -125,8 +128,7 @@ impl Datapath {
     /// Looks at everything that is attached and pinned, and at what says which policy is in force. Changes nothing.
     ///
     /// A device that is gone is not spoken of: who owns which device is decided elsewhere.
-    #[must_use]
-    pub fn look(&self) -> Look {
+    pub fn look(&mut self) -> Look {
         let mut look = Look::default();
         for (place, link) in &self.links {
             let found = match place.device {
@@ -148,16 +150,28 @@ impl Datapath {
             }
             Err(e) => look.blind.push(format!("{:#}", anyhow::Error::from(e))),
         }
-        if self.pins.is_mounted() {
-            let unpinned = |object| Finding { act: Act::Unpinned, object, others: Vec::new() };
-            let links = self.links.iter().filter(|(_, link)| !link.held.is_pinned());
-            look.findings.extend(links.map(|(place, _)| unpinned(Object::Link(*place))));
-            let maps = self.maps.iter().filter(|(_, held)| !held.is_pinned());
-            look.findings.extend(maps.map(|(name, _)| unpinned(Object::Map(name))));
-        } else {
-            look.findings.push(Finding { act: Act::Unmounted, object: Object::Pins, others: Vec::new() });
-        }
+        look.findings.extend(self.look_at_pins());
         look
+    }
+
+    /// Looks at the directories of the pins, and at each pin if one of them has changed; and all the same now and then,
+    /// because the clock of a file system is coarse.
+    fn look_at_pins(&mut self) -> Vec<Finding> {
+        let unpinned = |object| Finding { act: Act::Unpinned, object, others: Vec::new() };
+        if !self.pins.is_mounted() {
+            return vec![Finding { act: Act::Unmounted, object: Object::Pins, others: Vec::new() }];
+        }
+        let state = self.pins.state();
+        self.looks = self.looks.wrapping_add(1);
+        if state.is_some() && state == self.pins_seen && !self.looks.is_multiple_of(LOOKS_PER_PIN) {
+            return Vec::new();
+        }
+        let links = self.links.iter().filter(|(_, link)| !link.held.is_pinned());
+        let maps = self.maps.iter().filter(|(_, held)| !held.is_pinned());
+        let links = links.map(|(place, _)| unpinned(Object::Link(*place)));
+        let found: Vec<Finding> = links.chain(maps.map(|(name, _)| unpinned(Object::Map(name)))).collect();
+        self.pins_seen = state.filter(|_| found.is_empty());
+        found
     }
 
     fn look_at_device(&self, place: Place, link: &Link, index: u32) -> io::Result<Option<(Act, Vec<u32>)>> {

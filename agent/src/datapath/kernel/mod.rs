@@ -69,6 +69,10 @@ pub struct Datapath {
     links: BTreeMap<Place, links::Link>,
     /// Every map, and its pin.
     maps: BTreeMap<&'static str, pins::Held>,
+    /// The directories of the pins as they were when all pins were there.
+    pins_seen: Option<pins::State>,
+    /// How often all of it was looked at.
+    looks: u32,
 }
 
 /// The policy in force as the kernel holds it.
@@ -144,6 +148,8 @@ impl Datapath {
             numbers,
             links: BTreeMap::new(),
             maps,
+            pins_seen: None,
+            looks: 0,
             config,
             ebpf,
             pins,
