@@ -7,7 +7,7 @@ use agent_common::{
     parse::{
         Packet, ParseError,
         frame::{self, Frame, FrameError, ethertype},
-        packet as parse,
+        packet as parse, quote,
     },
 };
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
@@ -144,6 +144,7 @@ proptest! {
 
     #[test]
     fn no_bytes_at_all_make_the_frame_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = quote::read(bytes.as_slice(), &mut Packet::default());
         match parse_frame(&bytes) {
             Ok((Frame::Arp, packet)) => prop_assert_eq!(packet, Packet::default()),
             Ok((_, packet)) => agrees_with_etherparse(&bytes[frame::HEADER_BYTES..], &packet)?,

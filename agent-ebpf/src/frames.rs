@@ -4,6 +4,7 @@ use agent_common::parse::{
     Packet,
     frame::{self, Frame, FrameError, HEADER_BYTES, ethertype},
     plain::{self, Plain, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+    quote,
 };
 use aya_ebpf::bindings::__sk_buff;
 
@@ -70,6 +71,22 @@ pub extern "C" fn ew_read_frame(skb: *mut __sk_buff, packet: *mut Packet) -> u32
         Err(FrameError::Vlan) => VLAN,
         Err(FrameError::EtherType) => ETHER_TYPE,
         Err(FrameError::Packet(error)) => ERROR + headers::code(error),
+    }
+}
+
+/// Reads the packet that an ICMP error quotes; the result is [`PACKET`], or an error for [`error`].
+///
+/// Global, as [`ew_read_frame`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_read_quote(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
+        return SHORT;
+    };
+    match quote::read(&Skb { skb }, packet) {
+        Ok(()) => PACKET,
+        Err(error) => ERROR + headers::code(error),
     }
 }
 

@@ -26,16 +26,22 @@ pub fn packet<S: Source + ?Sized>(source: &S) -> Result<Packet, ParseError> {
 /// See [`ParseError`]; the packet is then partly filled.
 #[inline(always)]
 pub fn read<S: Source + ?Sized>(source: &S, packet: &mut Packet) -> Result<(), ParseError> {
+    let (offset, end) = headers(source, packet)?;
+    transport::read(source, offset, end, packet)
+}
+
+/// Reads what is before the transport header. Returns where that begins, and where the packet ends.
+#[inline(always)]
+pub(super) fn headers<S: Source + ?Sized>(source: &S, packet: &mut Packet) -> Result<(usize, usize), ParseError> {
     let mut first = [0; 1];
     if !source.load(0, &mut first) {
         return Err(ParseError::Truncated);
     }
-    let (offset, end) = match first[0] >> 4 {
-        4 => v4(source, packet)?,
-        6 => v6(source, packet)?,
-        _ => return Err(ParseError::Version),
-    };
-    transport::read(source, offset, end, packet)
+    match first[0] >> 4 {
+        4 => v4(source, packet),
+        6 => v6(source, packet),
+        _ => Err(ParseError::Version),
+    }
 }
 
 /// Returns where the transport header begins, and where the packet ends.

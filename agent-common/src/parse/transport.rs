@@ -21,19 +21,27 @@ pub fn read<S: Source + ?Sized>(source: &S, offset: usize, end: usize, packet: &
         proto::UDP | proto::UDPLITE | proto::SCTP | proto::ICMP | proto::ICMPV6 => {
             let mut h = [0; 8];
             load(source, offset, end, &mut h)?;
-            if matches!(packet.proto, proto::ICMP | proto::ICMPV6) {
-                packet.icmp = [h[0], h[1]];
-                if packet.echo().is_some() {
-                    packet.icmp_id = u16::from_be_bytes([h[4], h[5]]);
-                }
-            } else {
-                ports(packet, [h[0], h[1], h[2], h[3]]);
-            }
+            flow(packet, h);
             packet.has_payload = payload(source, offset + 8, end);
         }
         _ => packet.has_payload = 1,
     }
     Ok(())
+}
+
+/// Takes what tells flows apart from the first eight bytes of a transport header.
+#[inline(always)]
+pub fn flow(packet: &mut Packet, h: [u8; 8]) {
+    match packet.proto {
+        proto::ICMP | proto::ICMPV6 => {
+            packet.icmp = [h[0], h[1]];
+            if packet.echo().is_some() {
+                packet.icmp_id = u16::from_be_bytes([h[4], h[5]]);
+            }
+        }
+        proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP => ports(packet, [h[0], h[1], h[2], h[3]]),
+        _ => {}
+    }
 }
 
 #[inline(always)]
