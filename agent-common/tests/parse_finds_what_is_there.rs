@@ -5,7 +5,7 @@ mod packet;
 use agent_common::parse::{
     Packet, ParseError, Piece,
     frame::{self, Frame, FrameError, ethertype},
-    packet as parse, read,
+    packet as parse, quote, read,
 };
 use packet::{Built, Bytes, built};
 use proptest::prelude::*;
@@ -65,5 +65,10 @@ proptest! {
                 prop_assert_eq!(Some(tuple(&cut)), expected.as_ref().map(tuple));
             }
         }
+    }
+
+    #[test]
+    fn no_bytes_at_all_make_the_quote_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = quote::read(bytes.as_slice(), &mut Packet::default());
     }
 }

@@ -118,6 +118,25 @@ unsafe fn note_segment(state: *mut FlowState, reply: bool, tcp_flags: u8) {
     }
 }
 
+/// Says whether a flow was let pass under this epoch and is not over, in either direction. Notes nothing: who asks is no
+/// packet of it.
+#[inline(always)]
+pub fn is_live(key: &mut FlowKey, epoch: u32) -> bool {
+    let mut live = false;
+    for direction in [0, 1] {
+        key.direction = direction;
+        let key: &FlowKey = key;
+        if let Some(state) = FLOWS.get_ptr_mut(key) {
+            // SAFETY: a live element, read only.
+            let FlowState { epoch: judged, valid_until, last_seen, ways, .. } = unsafe { *state };
+            live |= judged == epoch
+                && tick().wrapping_sub(last_seen) <= idle_limit(ways)
+                && (valid_until == 0 || policy::boot_seconds() < valid_until);
+        }
+    }
+    live
+}
+
 /// # Safety
 ///
 /// `state` is a live element of the table.

@@ -7,6 +7,7 @@ use agent_common::{
         Packet, ParseError, Piece,
         frame::{self, Frame, FrameError, HEADER_BYTES, ethertype},
         plain::{self, Plain, TCP_MORE_OFFSET, V4_BYTES, V6_BYTES},
+        quote,
     },
 };
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
@@ -115,6 +116,22 @@ pub extern "C" fn ew_read_piece(skb: *mut __sk_buff, piece: *mut Piece) -> u32 {
     };
     let read = frame::read(&Skb { skb }, &mut Packet::default(), piece);
     u32::from(matches!(read, Ok(Frame::FirstFragment) | Err(FrameError::Packet(ParseError::Fragment))))
+}
+
+/// Reads the packet that an ICMP error quotes; the result is [`PACKET`], or an error for [`error`].
+///
+/// Global, as [`ew_read_frame`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_read_quote(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
+        return SHORT;
+    };
+    match quote::read(&Skb { skb }, packet) {
+        Ok(()) => PACKET,
+        Err(error) => ERROR + headers::code(error),
+    }
 }
 
 /// See [`ew_read_frame`].

@@ -54,20 +54,21 @@ pub enum FrameError {
     Packet(ParseError),
 }
 
-/// Where the packet of a frame begins: the sources of the packet parser count from the IP header.
-struct Behind<'a, S: ?Sized> {
-    frame: &'a S,
+/// Where a packet of a frame begins: the sources of the packet parser count from the IP header.
+pub(super) struct Behind<'a, S: ?Sized> {
+    pub frame: &'a S,
+    pub offset: usize,
 }
 
 impl<S: Source + ?Sized> Source for Behind<'_, S> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize, out: &mut [u8; N]) -> bool {
-        self.frame.load(HEADER_BYTES + offset, out)
+        self.frame.load(self.offset + offset, out)
     }
 
     #[inline(always)]
     fn length(&self) -> usize {
-        self.frame.length().saturating_sub(HEADER_BYTES)
+        self.frame.length().saturating_sub(self.offset)
     }
 
     #[inline(always)]
@@ -94,7 +95,7 @@ pub fn read<S: Source + ?Sized>(frame: &S, packet: &mut Packet, piece: &mut Piec
         ethertype::VLAN | ethertype::SERVICE_VLAN | ethertype::OLD_QINQ => return Err(FrameError::Vlan),
         _ => return Err(FrameError::EtherType),
     };
-    let source = Behind { frame };
+    let source = Behind { frame, offset: HEADER_BYTES };
     let mut first = [0; 1];
     if !source.load(0, &mut first) {
         return Err(FrameError::Packet(ParseError::Truncated));

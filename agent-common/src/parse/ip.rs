@@ -32,17 +32,27 @@ pub fn packet<S: Source + ?Sized>(source: &S) -> Result<Packet, ParseError> {
 /// See [`ParseError`]; packet and piece are then partly filled.
 #[inline(always)]
 pub fn read<S: Source + ?Sized>(source: &S, packet: &mut Packet, piece: &mut Piece) -> Result<(), ParseError> {
+    let (offset, end) = headers(source, packet, piece)?;
+    transport::read(source, offset, end, packet, piece.more != 0)
+}
+
+/// Reads what is before the transport header. Returns where that begins, and where the packet ends, which is within what
+/// is there.
+#[inline(always)]
+pub(super) fn headers<S: Source + ?Sized>(
+    source: &S,
+    packet: &mut Packet,
+    piece: &mut Piece,
+) -> Result<(usize, usize), ParseError> {
     let mut first = [0; 1];
     if !source.load(0, &mut first) {
         return Err(ParseError::Truncated);
     }
-    // `end` is within what is there.
-    let (offset, end) = match first[0] >> 4 {
-        4 => v4(source, packet, piece)?,
-        6 => v6(source, packet, piece)?,
-        _ => return Err(ParseError::Version),
-    };
-    transport::read(source, offset, end, packet, piece.more != 0)
+    match first[0] >> 4 {
+        4 => v4(source, packet, piece),
+        6 => v6(source, packet, piece),
+        _ => Err(ParseError::Version),
+    }
 }
 
 /// Returns where the transport header begins, and where the packet ends.

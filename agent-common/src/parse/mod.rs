@@ -3,6 +3,7 @@
 pub mod frame;
 mod ip;
 pub mod plain;
+pub mod quote;
 mod transport;
 
 pub use ip::{EXTENSION_HEADERS_MAX, packet, read};
@@ -132,6 +133,18 @@ impl Packet {
         match self.proto {
             crate::flow::proto::ICMP => matches!(self.icmp[0], 3 | 4 | 11 | 12),
             crate::flow::proto::ICMPV6 => self.icmp[0] < 128,
+            _ => false,
+        }
+    }
+
+    /// Says whether only a router has reason to send this: a redirect, or an advertisement of itself.
+    /// RFC 792; RFC 1256; RFC 4861, section 4.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of_router(&self) -> bool {
+        match self.proto {
+            crate::flow::proto::ICMP => matches!(self.icmp[0], 5 | 9),
+            crate::flow::proto::ICMPV6 => matches!(self.icmp[0], 134 | 137),
             _ => false,
         }
     }

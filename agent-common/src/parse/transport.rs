@@ -28,15 +28,16 @@ pub fn read<S: Source + ?Sized>(
         proto::UDP | proto::UDPLITE | proto::SCTP | proto::ICMP | proto::ICMPV6 => {
             let mut h = [0; 8];
             load(source, offset, end, &mut h)?;
-            match packet.proto {
-                proto::ICMP | proto::ICMPV6 => icmp(packet, &h, end - offset)?,
-                _ => ports(packet, [h[0], h[1], h[2], h[3]]),
-            }
-            if packet.proto == proto::UDP {
-                let may_be_0 = packet.v6 != 0 || source.is_offload();
-                if !is_udp_length([h[4], h[5]], end - offset, may_be_0, goes_on) {
-                    return Err(ParseError::Length);
-                }
+            flow(packet, h);
+            let length = end - offset;
+            let fits = match packet.proto {
+                // RFC 792, page 16: a timestamp message has 20 bytes.
+                proto::ICMP if matches!(packet.icmp, [13 | 14, 0]) => length == 20,
+                proto::UDP => is_udp_length([h[4], h[5]], length, packet.v6 != 0 || source.is_offload(), goes_on),
+                _ => true,
+            };
+            if !fits {
+                return Err(ParseError::Length);
             }
             packet.has_payload = u8::from(offset + 8 < end);
         }
@@ -45,18 +46,19 @@ pub fn read<S: Source + ?Sized>(
     Ok(())
 }
 
-/// `length` is what is there of the message.
+/// Takes what tells flows apart from the first eight bytes of a transport header.
 #[inline(always)]
-fn icmp(packet: &mut Packet, h: &[u8; 8], length: usize) -> Result<(), ParseError> {
-    packet.icmp = [h[0], h[1]];
-    if packet.echo().is_some() {
-        packet.icmp_id = u16::from_be_bytes([h[4], h[5]]);
+pub fn flow(packet: &mut Packet, h: [u8; 8]) {
+    match packet.proto {
+        proto::ICMP | proto::ICMPV6 => {
+            packet.icmp = [h[0], h[1]];
+            if packet.echo().is_some() {
+                packet.icmp_id = u16::from_be_bytes([h[4], h[5]]);
+            }
+        }
+        proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP => ports(packet, [h[0], h[1], h[2], h[3]]),
+        _ => {}
     }
-    // RFC 792, page 16: a timestamp message has 20 bytes.
-    if packet.proto == proto::ICMP && matches!(packet.icmp, [13 | 14, 0]) && length != 20 {
-        return Err(ParseError::Length);
-    }
-    Ok(())
 }
 
 /// Says whether a length that UDP gives itself fits what is there of the datagram.

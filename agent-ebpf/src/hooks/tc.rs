@@ -163,7 +163,7 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool,
         frames::PACKET | frames::FIRST_FRAGMENT => {}
         frames::LATER_FRAGMENT if is_own && fragments::follows(skb, &case, sharer) => return TCX_NEXT,
         // A workload is no router: it may not advertise itself as one, nor redirect.
-        frames::NEIGHBOUR if leaves && matches!(case.icmp[0], 134 | 137) => {}
+        frames::NEIGHBOUR if leaves && case.as_icmp().is_of_router() => {}
         frames::ARP | frames::NEIGHBOUR if !leaves || is_own && speaks_for_itself(skb, &case, said, device) => {
             return TCX_NEXT;
         }
@@ -180,6 +180,22 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool,
         return finish(skb, &case, &Decision::deny(Reason::Fragment));
     }
     let mut decision = on_error(&Error::NoFlow);
+    // A workload is no router: it may not advertise itself as one, nor redirect.
+    if leaves && case.as_icmp().is_of_router() {
+        return finish(skb, &case, &decision);
+    }
+    // An error is part of the flow that it is about, whatever a rule says.
+    if case.as_icmp().is_icmp_error() {
+        return match if leaves {
+            quotes_flow::<true>(skb, &case, owner)
+        } else {
+            quotes_flow::<false>(skb, &case, owner)
+        } {
+            frames::PACKET => TCX_NEXT,
+            NO_FLOW => finish(skb, &case, &decision),
+            failed => finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
+        };
+    }
     match ew_tc_look_up(&raw mut case, owner) {
         PASSES if !is_first || fragments::approve(skb, &case, sharer) => return TCX_NEXT,
         PASSES => return finish(skb, &case, &on_error(&Error::FlowTableFull)),
@@ -291,6 +307,33 @@ pub extern "C" fn ew_tc_name_receiver(skb: *mut __sk_buff, case: *mut Case, netn
         case.slot = who::slot_of(found.cgroup, || uid, case.epoch & 1);
     }
     0
+}
+
+/// What [`quotes_flow`] returns for a packet of no flow.
+const NO_FLOW: u32 = u32::MAX;
+
+/// Looks whether an ICMP error quotes a packet of a flow that may pass, and is on its way to who sent that one:
+/// [`frames::PACKET`], [`NO_FLOW`], or an error of the quote.
+#[inline(never)]
+fn quotes_flow<const LEAVES: bool>(skb: *mut __sk_buff, case: &Case, owner: u64) -> u32 {
+    let mut quoted = Packet::default();
+    let said = frames::ew_read_quote(skb, &raw mut quoted);
+    if said != frames::PACKET {
+        return said;
+    }
+    let (src, dst) = (sockets::load(&quoted.src), sockets::load(&quoted.dst));
+    // An echo has its identifier at both ends.
+    let (a, b) = (quoted.src_port | quoted.icmp_id, quoted.dst_port | quoted.icmp_id);
+    let to = if LEAVES { &case.peer_addr } else { &case.local_addr };
+    if to[0] != src[0] || to[1] != src[1] {
+        return NO_FLOW;
+    }
+    let mut key = if LEAVES {
+        flows::key(owner, dst, src, b, a, quoted.proto)
+    } else {
+        flows::key(owner, src, dst, a, b, quoted.proto)
+    };
+    if flows::is_live(&mut key, case.epoch) { frames::PACKET } else { NO_FLOW }
 }
 
 /// What the flow table makes of a packet: it belongs to no flow and is not one that begins one.

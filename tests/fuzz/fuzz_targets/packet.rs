@@ -1,4 +1,4 @@
-//! The parsers of packets and frames, beside a dissector: whoever sends one chooses its bytes.
+//! The parsers of packets, frames and quotes, beside a dissector: whoever sends one chooses its bytes.
 #![no_main]
 
 #[path = "../../../agent-common/tests/dissect/mod.rs"]
@@ -7,7 +7,7 @@ mod dissect;
 use agent_common::parse::{
     Packet, Piece,
     frame::{self, ethertype},
-    packet,
+    packet, quote,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -18,6 +18,9 @@ fuzz_target!(|bytes: &[u8]| {
     let is_packet = read.is_ok_and(|read| read != frame::Frame::Arp);
     // A frame is its packet with a header in front.
     assert!(!is_packet || packet(&bytes[frame::HEADER_BYTES..]) == Ok(framed));
+    let mut quoted = Packet::default();
+    // What an error quotes has no flags and nothing behind its header, as far as anybody looks.
+    assert!(quote::read(bytes, &mut quoted).is_err() || (quoted.tcp_flags, quoted.has_payload) == (0, 0));
     // The bytes as a packet, in a frame of its own.
     let Ok(whole) = packet(bytes) else { return };
     let kind = if whole.v6 == 1 { ethertype::IPV6 } else { ethertype::IPV4 };
