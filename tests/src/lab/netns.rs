@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Namespace;
+use super::{Namespace, Process};
 
 /// How long a pair may take to come up. It is waited for, so this is no delay.
 const UP_MAX: Duration = Duration::from_secs(10);
@@ -48,6 +48,18 @@ impl NetNs {
                 let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/accept_dad"), "0");
             }
         });
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// That of a process, wherever it went.
+    ///
+    /// # Panics
+    ///
+    /// If the process is gone.
+    #[must_use]
+    pub fn of(process: &Process) -> Self {
+        let netns = Self(Namespace::network_of(process.pid()).expect("open the network namespace of a process"));
         netns.ip("link set lo up");
         netns
     }
