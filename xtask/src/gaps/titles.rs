@@ -31,6 +31,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (26, "threaded cgroups"),
     (27, "cgroup namespaces"),
     (28, "another workload's network namespace"),
+    (29, "networks that a workload makes for itself"),
     (30, "traffic before the label"),
     (31, "cgroups that die, and paths that come back"),
     (32, "a process number that comes back"),
