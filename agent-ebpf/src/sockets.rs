@@ -23,6 +23,8 @@ pub mod state {
 pub const STREAM: u32 = 1;
 /// See [`STREAM`].
 pub const DGRAM: u32 = 2;
+/// See [`STREAM`].
+pub const RAW: u32 = 3;
 
 /// A look-up in the network namespace of the packet or the caller.
 pub const CURRENT_NETNS: u64 = u64::MAX;

@@ -116,18 +116,31 @@ pub extern "C" fn ew_skb_read(skb: *mut __sk_buff, case: *mut Case) -> u32 {
 /// Says whether the packet is one that the kernel sends or takes by itself: built-in `icmp-errors`.
 ///
 /// - A reset without payload. It ends flows and opens none; without it the peer of a cut flow hangs.
-/// - From the root cgroup only, where the kernel's control sockets live: ICMP errors, neighbour and
-///   listener discovery, and echo replies over loopback, whose request the caller's exit has judged.
+/// - From the kernel's own sockets: neighbour and listener discovery.
+/// - From the root cgroup only, where the kernel's control sockets live: ICMP errors, and echo replies over loopback,
+///   whose request the caller's exit has judged.
 #[inline(always)]
 fn kernel_answers(skb: *mut __sk_buff, case: &Case) -> bool {
     if case.proto == proto::TCP && case.tcp_flags & tcp::RST != 0 && case.has_payload == 0 {
         return case.cgroup == who::ROOT_CGROUP || tcp_socket(skb).is_some();
     }
+    if case.leaves && case.as_icmp().is_neighbour_discovery() {
+        return case.cgroup == who::ROOT_CGROUP || is_kernels(skb);
+    }
     case.leaves
         && case.cgroup == who::ROOT_CGROUP
-        && (case.as_icmp().is_icmp_error()
-            || case.as_icmp().is_neighbour_discovery()
-            || case.ifindex == LOOPBACK && case.echo() == Some(0))
+        && (case.as_icmp().is_icmp_error() || case.ifindex == LOOPBACK && case.echo() == Some(0))
+}
+
+/// Says whether the kernel made the socket for itself: `ew_sock_create` has seen all others. Those of a network that a
+/// workload made, or that was made for it, are in the cgroup of who did that.
+#[inline(never)]
+fn is_kernels(skb: *mut __sk_buff) -> bool {
+    sockets::full(skb).is_some_and(|sk| {
+        // SAFETY: a full socket.
+        let raw = unsafe { (*sk).type_ } == sockets::RAW;
+        raw && sockets::stored(sk).is_none()
+    })
 }
 
 #[inline(always)]

@@ -12,6 +12,7 @@
 //! Wall                                       the same under a Guard
 //! TwoHosts                                   two hosts that route to each other, a workload behind each
 //! Foreign                                    kernel programs of somebody else, in the way of ours
+//! Tun                                        a device whose other end is the test
 //! Agent                                      the agent under test, guarding the lab's cgroup
 //! ```
 //!
@@ -33,6 +34,7 @@ mod routed;
 mod scene;
 mod spawn;
 pub(crate) mod transmit;
+mod tun;
 mod wall;
 pub(crate) mod wire;
 mod witness;
@@ -58,6 +60,7 @@ pub use rustix::io::Errno;
 pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};
 pub use transmit::Transmit;
+pub use tun::Tun;
 pub use wall::{VXLAN_PORT, Wall};
 pub use wire::{Command, Family, Kind, Message, Reply, UringOperation};
 pub use witness::Witness;

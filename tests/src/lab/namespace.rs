@@ -30,6 +30,16 @@ impl Namespace {
         Self::new(LinkNameSpaceType::Network, UnshareFlags::NEWNET, "net", || Ok(()))
     }
 
+    /// The network namespace of a process.
+    ///
+    /// # Errors
+    ///
+    /// If the process is gone.
+    pub fn network_of(pid: i32) -> anyhow::Result<Self> {
+        let fd = File::open(format!("/proc/{pid}/ns/net")).context("open the network namespace of a process")?.into();
+        Ok(Self { fd, kind: LinkNameSpaceType::Network })
+    }
+
     /// Makes a mount namespace, in which `prepare` runs. What is mounted inside stays inside.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use std::{
 use agent_common::layout::hardware;
 use eastwall::datapath::Device;
 
-use super::{Namespace, routed::hardware_address};
+use super::{Namespace, Process, routed::hardware_address};
 
 /// How long a pair may take to come up. It is waited for, so this is no delay.
 const UP_MAX: Duration = Duration::from_secs(10);
@@ -51,6 +51,18 @@ impl NetNs {
                 let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/accept_dad"), "0");
             }
         });
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// That of a process, wherever it went.
+    ///
+    /// # Panics
+    ///
+    /// If the process is gone.
+    #[must_use]
+    pub fn of(process: &Process) -> Self {
+        let netns = Self(Namespace::network_of(process.pid()).expect("open the network namespace of a process"));
         netns.ip("link set lo up");
         netns
     }

@@ -225,6 +225,8 @@ pub enum Command {
         /// Stream, datagram or raw.
         kind: Kind,
     },
+    /// unshare(2) of the user namespace; no user is known in the new one.
+    UnshareUserNs,
     /// unshare(2) of the cgroup namespace.
     UnshareCgroupNs,
     /// Takes the descriptor that comes along as a socket.

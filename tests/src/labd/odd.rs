@@ -49,6 +49,12 @@ pub(super) fn unshare_net() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
+/// Leaves the user namespace for a new one, in which this process may do everything.
+pub(super) fn unshare_user() -> Result<(), Errno> {
+    // SAFETY: as above.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
+}
+
 /// Leaves the cgroup namespace for a new one, whose root is this cgroup.
 pub(super) fn unshare_cgroup() -> Result<(), Errno> {
     // SAFETY: as above.

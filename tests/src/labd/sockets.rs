@@ -117,6 +117,7 @@ impl Sockets {
                 let made = uring::socket(self.ring.as_mut().ok_or(Errno::BADF)?, *family, *kind)?;
                 self.keep(made)
             }
+            Command::UnshareUserNs => odd::unshare_user().map(|()| Reply::Done)?,
             Command::UnshareCgroupNs => odd::unshare_cgroup().map(|()| Reply::Done)?,
             Command::TakeFd => self.keep(descriptor.ok_or(Errno::BADF)?),
             Command::Descriptor { socket } => {
