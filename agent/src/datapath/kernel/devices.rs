@@ -1,15 +1,22 @@
-//! The programs on the host's side of workloads' devices: TCX links, pinned like those of cgroups.
+//! The programs on the host's side of workloads' devices: TCX links, pinned like those of cgroups. Where the kernel has
+//! no TCX, filters of `clsact`; the pin is then of the program, and says at which device there is one.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd as _};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
 
 use agent_common::{
     id::Epoch,
     layout::{DeviceEntry, is_of_device, names::program},
 };
-use aya::programs::SchedClassifier;
+use aya::{Ebpf, programs::SchedClassifier};
 
 use super::{Datapath, DatapathError};
 use crate::datapath::{
+    clsact,
     sys::{self, Side},
     table::TableError,
 };
@@ -22,11 +29,6 @@ pub struct Device {
     /// The network namespace at its other end, by its id there.
     pub netns: i32,
 }
-
-/// Why a program cannot be at a device.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", if self.0.raw_os_error() == Some(libc::EINVAL) { "the kernel has no TCX, which takes Linux 6.6" } else { "the kernel refuses" })]
-struct Refused(#[source] io::Error);
 
 impl Datapath {
     /// Judges what leaves and enters a workload by a device from now on: before everything else that is
@@ -50,13 +52,13 @@ impl Datapath {
         for name in program::DEVICE {
             let failed = |verb, source| DatapathError::Program { verb, program: name, source };
             let pin = self.pins.link(&pin_name(name, device.index));
-            let program: &mut SchedClassifier = self
-                .ebpf
-                .program_mut(name)
-                .ok_or_else(|| failed("find", "it is not in the object".into()))?
-                .try_into()
-                .map_err(|e| failed("find", Box::new(e)))?;
-            let program = program.fd().map_err(|e| failed("find", Box::new(e)))?.as_fd();
+            let program = program(&self.ebpf, name)?;
+            if !self.has_tcx {
+                // First, so that there is never a filter which nobody knows about.
+                pin_over(program, &pin).map_err(|e| failed("pin", Box::new(e)))?;
+                clsact::put(program, name, device.index, side(name)).map_err(|e| failed("attach", Box::new(e)))?;
+                continue;
+            }
             if let Some(link) = sys::open_pin(&pin).map_err(|e| failed("open the link of", Box::new(e)))? {
                 match sys::link_update(link.as_fd(), program) {
                     Ok(()) => continue,
@@ -67,12 +69,27 @@ impl Datapath {
                     Err(error) => return Err(failed("replace", Box::new(error))),
                 }
             }
-            let side = if name == program::TC_FROM { Side::Ingress } else { Side::Egress };
             let link =
-                sys::attach_first(program, device.index, side).map_err(|e| failed("attach", Box::new(Refused(e))))?;
+                sys::attach_first(program, device.index, side(name)).map_err(|e| failed("attach", Box::new(e)))?;
             sys::pin(link.as_fd(), &pin).map_err(|e| failed("pin the link of", Box::new(e)))?;
         }
         Ok(())
+    }
+
+    /// Says whether a device that is guarded still has the programs. A link stays as long as its pin; a filter of `clsact`
+    /// can be deleted by others, with the discipline that it is under.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`] with the program that was asked about.
+    pub fn has_programs(&self, index: u32) -> Result<bool, DatapathError> {
+        for name in program::DEVICE.into_iter().filter(|_| !self.has_tcx) {
+            let failed = |e| DatapathError::Program { verb: "look for", program: name, source: Box::new(e) };
+            if !clsact::is_there(name, index, side(name)).map_err(failed)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Ends that: the device is another's, or gone. A device that is not guarded is no error.
@@ -82,10 +99,12 @@ impl Datapath {
     /// [`DatapathError`] with the program that is still attached.
     pub fn release_device(&mut self, index: u32) -> Result<(), DatapathError> {
         for name in program::DEVICE {
+            let failed = |e| DatapathError::Program { verb: "detach", program: name, source: Box::new(e) };
+            if !self.has_tcx {
+                clsact::remove(name, index, side(name)).map_err(failed)?;
+            }
             match std::fs::remove_file(self.pins.link(&pin_name(name, index))) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(DatapathError::Program { verb: "detach", program: name, source: Box::new(e) });
-                }
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
                 _ => {}
             }
         }
@@ -162,7 +181,47 @@ impl Datapath {
     }
 }
 
+/// Says whether the kernel has TCX: one that has it says that there is no such device, which is a device's largest index.
+pub(super) fn has_tcx(ebpf: &Ebpf) -> Result<bool, DatapathError> {
+    let asked = sys::attach_first(program(ebpf, program::TC_FROM)?, i32::MAX.cast_unsigned(), Side::Ingress);
+    Ok(!asked.is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL)))
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, DatapathError> {
+    let failed = |source| DatapathError::Program { verb: "find", program: name, source };
+    let program = ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
+    let program: &SchedClassifier = program.try_into().map_err(|e| failed(Box::new(e)))?;
+    Ok(program.fd().map_err(|e| failed(Box::new(e)))?.as_fd())
+}
+
+/// What leaves a workload is what the device takes, for the host.
+fn side(program: &str) -> Side {
+    if program == program::TC_FROM { Side::Ingress } else { Side::Egress }
+}
+
+/// Pins an object in the place of another.
+fn pin_over(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    // The file system takes no dot in a name.
+    let mut aside = path.as_os_str().to_owned();
+    aside.push("_new");
+    // Left by an agent that died here.
+    let _ = std::fs::remove_file(&aside);
+    sys::pin(object, Path::new(&aside))?;
+    std::fs::rename(aside, path)
+}
+
 /// The name of the pin of a link: there is one for each program and device.
 fn pin_name(program: &str, index: u32) -> String {
     format!("{program}_{index}")
+}
+
+/// Takes the filter off that a pin of this name speaks of, if it speaks of one and there is one.
+pub(in crate::datapath) fn remove_filter(pin: &str) -> io::Result<()> {
+    for name in program::DEVICE {
+        let index = pin.strip_prefix(name).and_then(|rest| rest.strip_prefix('_')).and_then(|index| index.parse().ok());
+        if let Some(index) = index {
+            clsact::remove(name, index, side(name))?;
+        }
+    }
+    Ok(())
 }
