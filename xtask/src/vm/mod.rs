@@ -5,12 +5,16 @@
 //! image      the kernel out of its wrapping
 //! initramfs  what the guest begins with; init.sh is its first process
 //! machine    QEMU
+//! tests      which tests, and how the guest runs them
+//! outcome    what came of them
 //! ```
 
 mod image;
 mod initramfs;
 mod kernels;
 mod machine;
+mod outcome;
+mod tests;
 
 use std::{env, fmt::Write as _, io::Write as _, process::ExitCode, time::Duration};
 
@@ -19,6 +23,7 @@ use clap::Args;
 use kernels::Kernels;
 use machine::{Ended, Size};
 pub use machine::{VIRTIOFSD, has_kvm};
+use outcome::Report;
 
 use crate::{setup, workspace::Workspace};
 
@@ -28,6 +33,9 @@ use crate::{setup, workspace::Workspace};
 Examples:
   cargo xtask vm 6.1 -- uname -r
   cargo xtask vm newest -- target/debug/eastwall doctor
+  cargo xtask vm 6.1 --tests                    # the tests that load kernel programs
+  cargo xtask vm 6.1 --tests hook_ agent_starts # those of some files, by the beginning of the name
+  cargo xtask vm 6.1 --tests hook_tcp::g5_      # some tests of a file
   cargo xtask vm --list
 
 The guest sees the files of this machine, under a layer in its memory: it may write anywhere, and nothing of that comes
@@ -43,7 +51,11 @@ pub struct Options {
     /// Print the versions that Debian has
     #[arg(long, conflicts_with = "kernel")]
     list: bool,
-    /// End it after so many seconds
+    /// Build the tests here, run them there, and print what passed, failed and was skipped: FILE is the beginning of
+    /// a name in tests/tests, or FILE::TEST; all if none is named
+    #[arg(long, num_args = 0.., value_name = "FILE", conflicts_with = "command")]
+    tests: Option<Vec<String>>,
+    /// End it, or each file of tests, after so many seconds
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     timeout: u64,
     /// Processors
@@ -75,19 +87,32 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         writeln!(std::io::stdout(), "{text}").context("print the versions")?;
         return Ok(ExitCode::SUCCESS);
     };
-    if options.command.is_empty() {
+    if options.tests.is_none() && options.command.is_empty() {
         bail!("there is nothing to run: write it behind `--`, as in `cargo xtask vm {wanted} -- uname -r`");
     }
     setup::vm(workspace)?;
     let kernel = kernels.get(wanted)?;
-    let command = script(&options.env, &options.command)?;
     let size = Size { cpus: options.cpus, memory: options.memory };
     let limit = Duration::from_secs(options.timeout);
+    let place = workspace.target.join("vm");
+    if let Some(wanted) = &options.tests {
+        let (script, files) = tests::script(workspace, wanted, limit)?;
+        let script = variables(&options.env)? + &script;
+        let mut report = Report::default();
+        let read = |line: &str| {
+            let _ = writeln!(std::io::stderr(), "{line}");
+            report.read(line);
+        };
+        // How the whole ended is in the report as well.
+        machine::run(&kernel, &script, size, tests::whole(limit, files), &place, read)?;
+        return tests::tell(&kernel.release, &report);
+    }
+    let command = variables(&options.env)? + &script(&options.command)?;
     let print = |line: &str| {
         // Nobody reads on: the command still ends as it would.
         let _ = writeln!(std::io::stdout(), "{line}");
     };
-    match machine::run(&kernel, &command, size, limit, &workspace.target.join("vm"), print)? {
+    match machine::run(&kernel, &command, size, limit, &place, print)? {
         Ended::Status(status) => Ok(ExitCode::from(status)),
         Ended::TimeRanOut => {
             eprintln!("error: no end within {} s; `--timeout` allows more", options.timeout);
@@ -96,14 +121,19 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     }
 }
 
-/// Returns the command as a script for sh(1), in the caller's directory.
-fn script(variables: &[String], command: &[String]) -> Result<String> {
+/// Returns what sets variables as they are here.
+fn variables(names: &[String]) -> Result<String> {
     let mut script = String::new();
-    for name in variables {
-        if let Ok(value) = env::var(name) {
-            writeln!(script, "export {name}={}", quote(&value)).context("write a script")?;
-        }
+    for name in names {
+        let value = env::var(name).with_context(|| format!("there is no variable `{name}` to hand on"))?;
+        writeln!(script, "export {name}={}", quote(&value)).context("write a script")?;
     }
+    Ok(script)
+}
+
+/// Returns the command as a script for sh(1), in the caller's directory.
+fn script(command: &[String]) -> Result<String> {
+    let mut script = String::new();
     let directory = env::current_dir().context("find the current directory")?;
     writeln!(script, "cd {}", quote(&directory.display().to_string())).context("write a script")?;
     let words: Vec<String> = command.iter().map(|word| quote(word)).collect();
@@ -117,7 +147,7 @@ fn quote(word: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod word_tests {
     use super::*;
 
     #[test]
