@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::BufReader,
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -105,7 +104,7 @@ fn read_lines(mut from: impl std::io::BufRead, mut take: impl FnMut(&str)) {
 fn share_root(place: &Place) -> Result<Running> {
     let program = VIRTIOFSD.into_iter().find(|path| Path::new(path).exists()).context("virtiofsd is missing")?;
     let socket = place.0.join("files");
-    let mut command = Command::new(program);
+    let mut command = bound_to_us(program);
     command.arg(format!("--socket-path={}", socket.display()));
     // The program of Debian 12 is another one, with options of its own.
     if program == VIRTIOFSD[0] {
@@ -131,7 +130,7 @@ fn share_root(place: &Place) -> Result<Running> {
 fn qemu(kernel: &Kernel, size: Size, place: &Place) -> Command {
     let file = |name: &str| place.0.join(name).display().to_string();
     let memory = size.memory;
-    let mut qemu = Command::new("qemu-system-x86_64");
+    let mut qemu = bound_to_us("qemu-system-x86_64");
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     if has_kvm() {
         qemu.args(["-accel", "kvm", "-cpu", "host"]);
@@ -159,13 +158,19 @@ fn qemu(kernel: &Kernel, size: Size, place: &Place) -> Command {
     qemu
 }
 
+/// Returns a program that ends with this one, however this one ends.
+fn bound_to_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
 /// A program that ends with this value.
 struct Running(Child);
 
 impl Running {
     fn start(mut command: Command, name: &str) -> Result<Self> {
-        // A group of its own: who ends the caller from a terminal gives it the time to clean up.
-        let child = command.stdin(Stdio::null()).process_group(0).spawn();
+        let child = command.stdin(Stdio::null()).spawn();
         Ok(Self(child.with_context(|| format!("start {name}"))?))
     }
 

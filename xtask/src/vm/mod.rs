@@ -38,12 +38,13 @@ Examples:
   cargo xtask vm 6.1 --tests hook_tcp::g5_      # some tests of a file
   cargo xtask vm --list
 
-The guest sees the files of this machine, under a layer in its memory: it may write anywhere, and nothing of that comes
-back. It has a cgroup v2 hierarchy, bpffs and lo, and no network card. Its command starts in the same directory, with
-the same PATH. Kernels are kept in the build output.
+The guest sees the files of this machine, under a layer in its memory: it may write anywhere,
+and nothing of that comes back. It has a cgroup v2 hierarchy, bpffs and lo, and no network card.
+Its command starts in the same directory, with the same PATH. Kernels are kept in the build
+output.
 
-It ends with the status of the command; 124 says that time ran out. Without KVM the machine is emulated: it boots in
-some 15 s, and what it runs takes about ten times as long.")]
+It ends with the status of the command; 124 says that time ran out. Without KVM the machine is
+emulated: it boots in some 15 s, and what it runs takes about ten times as long.")]
 pub struct Options {
     /// The beginning of a version, such as 6.1 (the newest such is taken), a whole one, or `newest`
     #[arg(required_unless_present = "list")]
