@@ -15,12 +15,19 @@ const NO_PREALLOC: usize = 1;
 
 /// Policy, by side. The agent fills the idle side before the epoch names it; programs read.
 /// Full: the agent counts before it writes, and refuses the policy.
+///
+/// The value is an [`EdgeEntry`], in words: before Linux 6.3 a map whose value has the type of a structure takes no inner
+/// map that was made without types.
 #[btf_map(name = "edges")]
-pub static EDGES: bm::ArrayOfMaps<bm::HashMap<EdgeKey, EdgeEntry, 65_536, NO_PREALLOC>, 2> = bm::ArrayOfMaps::new();
+pub static EDGES: bm::ArrayOfMaps<bm::HashMap<EdgeKey, EdgeWords, 65_536, NO_PREALLOC>, 2> = bm::ArrayOfMaps::new();
 
-/// Ranges beyond the third of an edge, by side. As `edges`.
+type EdgeWords = [u32; size_of::<EdgeEntry>() / 4];
+
+/// Ranges beyond the third of an edge, by side. As `edges`; the value is a [`SpillEntry`].
 #[btf_map(name = "spill")]
-pub static SPILL: bm::ArrayOfMaps<bm::Array<SpillEntry, 4_096>, 2> = bm::ArrayOfMaps::new();
+pub static SPILL: bm::ArrayOfMaps<bm::Array<SpillWords, 4_096>, 2> = bm::ArrayOfMaps::new();
+
+type SpillWords = [u32; size_of::<SpillEntry>() / 4];
 
 /// Prefix -> external or set, by side. As `edges`.
 #[btf_map(name = "addr_ext")]

@@ -32,7 +32,10 @@ impl PolicyMap for KernelPolicy {
 
     #[inline(always)]
     fn spill(&self, index: u32) -> Option<&SpillEntry> {
-        SPILL.get_value(self.side, &index)
+        SPILL.get_value(self.side, &index).map(|words| {
+            // SAFETY: an entry in words.
+            unsafe { &*core::ptr::from_ref(words).cast() }
+        })
     }
 }
 

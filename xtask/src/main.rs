@@ -13,6 +13,7 @@ mod run;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -73,6 +74,8 @@ enum Task {
     Tidy,
     /// Check that every dependency has an accepted licence and comes from an accepted place
     Licences,
+    /// Run a command under another kernel, in a machine of its own; as root
+    Vm(vm::Options),
     /// Build the Debian package and check what is in it
     Deb,
     /// Run all that CI runs: format, clippy, tidy, licences, tests, package
@@ -107,7 +110,7 @@ impl Scope {
 
 fn main() -> ExitCode {
     match dispatch(Arguments::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -115,9 +118,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(task: Task) -> anyhow::Result<()> {
+fn dispatch(task: Task) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
-    match task {
+    let done = match task {
+        Task::Vm(options) => return vm::run(&workspace, &options),
         Task::Setup { scope } => setup::run(&workspace, scope),
         Task::Test { scope } => test::run(&workspace, scope),
         Task::Gaps { numbers } => gaps::run(&workspace, &numbers),
@@ -128,5 +132,6 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Licences => licences::run(&workspace),
         Task::Deb => deb::run(&workspace),
         Task::Ci => ci::run(&workspace),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

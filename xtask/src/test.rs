@@ -75,7 +75,11 @@ pub fn run_tests(workspace: &Workspace, scope: Scope, filters: &[String], out: &
 
 /// Builds what the tests start: cargo builds no program of a package that it only imports. The usual agent
 /// last, so that it has its name.
-fn build_agents(workspace: &Workspace) -> Result<()> {
+///
+/// # Errors
+///
+/// They cannot be built.
+pub fn build_agents(workspace: &Workspace) -> Result<()> {
     let build = ["build", "--package", "eastwall", "--bins"];
     run_command(cargo(workspace).args(build).args(["--features", "kernel-log"]))?;
     let programs = workspace.target.join("debug");

@@ -211,7 +211,8 @@ impl Core {
                 )
         });
         for (index, owned) in &devices {
-            if now.devices.get(index) == Some(owned) {
+            // What cannot be looked at is put there again, which says why.
+            if now.devices.get(index) == Some(owned) && datapath.has_programs(*index).unwrap_or(false) {
                 continue;
             }
             let Owned { device: Device { name, netns, hardware, .. }, cgroup } = owned;

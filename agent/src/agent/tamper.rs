@@ -27,6 +27,7 @@ use crate::{
         record::{ForeignProgram, Now, Record, TamperEvent, TamperedDevice, UnixMillis, new_uid},
         words,
     },
+    identity::devices::Owned,
 };
 
 /// Problem of `status`.
@@ -138,7 +139,9 @@ impl Core {
         let devices: Vec<(Device, u64)> = owners
             .devices
             .values()
-            .map(|owned| (Device { index: owned.device.index, netns: owned.device.netns }, owned.cgroup))
+            .map(|Owned { device: of, cgroup }| {
+                (Device { index: of.index, netns: of.netns, hardware: of.hardware }, *cgroup)
+            })
             .collect();
         let (cgroup, address) = self.upkeep.compared;
         let later = (Bound::Excluded(address), Bound::Unbounded);

@@ -1,11 +1,13 @@
 //! The kernel side as user space sees it: programs, links, pins and maps. Alone imports aya.
 
 mod btf;
+mod clsact;
 pub mod cut;
 mod kernel;
 pub mod log;
 mod object;
 mod pins;
+pub mod release;
 pub mod ring;
 mod sys;
 mod table;

@@ -16,6 +16,8 @@ use rustix::mount::{MountFlags, mount};
 
 use super::sys;
 
+use super::kernel::devices::remove_filter;
+
 /// Where the kernel objects of one agent are pinned.
 #[derive(Debug)]
 pub struct Pins {
@@ -145,7 +147,8 @@ impl Pins {
         self.directory.join("links").join(program)
     }
 
-    /// Removes every pin under `directory`, links first, so that no program runs on missing maps.
+    /// Removes every pin under `directory`, links first, so that no program runs on missing maps. What is attached
+    /// without a link is taken off as well; that is looked for in the network namespace of the calling thread.
     /// Returns how many links there were.
     ///
     /// # Errors
@@ -157,6 +160,10 @@ impl Pins {
             for (kind, counts) in [("links", true), ("maps", false)] {
                 let dir = version.join(kind);
                 for pin in list(&dir)? {
+                    if let Some(name) = pin.file_name().and_then(|name| name.to_str()).filter(|_| counts) {
+                        let failed = |source| PinsError::Io { verb: "detach", path: pin.clone(), source };
+                        remove_filter(name).map_err(failed)?;
+                    }
                     fs::remove_file(&pin).map_err(|source| PinsError::Io { verb: "remove", path: pin, source })?;
                     links += usize::from(counts);
                 }

@@ -3,21 +3,20 @@
 use std::{fs, path::Path};
 
 use super::{Finding, Outcome};
-use crate::sources::cgroup::Hierarchy;
-
-/// Oldest kernel that is supported.
-const KERNEL_MIN: (u32, u32) = (6, 1);
+use crate::{datapath::release, sources::cgroup::Hierarchy};
 
 pub(super) fn examine() -> Vec<Finding> {
     vec![kernel(), btf(), jit(), cgroup(), bpffs(), net_cls(), clock(), rights()]
 }
 
 fn kernel() -> Finding {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    let outcome = if version >= KERNEL_MIN { Outcome::Ok } else { Outcome::Fail };
-    Finding::new(outcome, "kernel", release, if outcome == Outcome::Ok { "" } else { "use 6.1 or newer" })
+    match release::refusal() {
+        None => {
+            let release = rustix::system::uname().release().to_string_lossy().into_owned();
+            Finding::new(Outcome::Ok, "kernel", release, "")
+        }
+        Some(why) => Finding::new(Outcome::Fail, "kernel", why, "boot a newer one"),
+    }
 }
 
 fn btf() -> Finding {

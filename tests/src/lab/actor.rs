@@ -16,12 +16,12 @@ use rustix::{
 };
 
 use super::{
-    Cgroup, Command, Family, Kind, Message, NetNs, Process, Program, Reply, UringOperation,
+    Cgroup, Command, Family, Kind, Message, NetNs, Process, Program, Reply, UringOperation, patience,
     wire::{receive, send},
 };
 
 /// How long an operation waits for what must come. It is long because it ends a test that has failed.
-const PATIENCE_MS: u64 = 5_000;
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long an actor may take to answer at all.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -210,7 +210,7 @@ impl Actor {
     ///
     /// Of accept(2); EAGAIN if none came.
     pub fn accept(&self, listener: Socket) -> Result<Socket, Errno> {
-        self.call(&Command::Accept { socket: listener.0, timeout_ms: PATIENCE_MS }).map(socket)
+        self.call(&Command::Accept { socket: listener.0, timeout_ms: millis(PATIENCE) }).map(socket)
     }
 
     /// Sends to the peer of a socket.
@@ -283,7 +283,7 @@ impl Actor {
     ///
     /// Of recvfrom(2).
     pub fn receive(&self, socket: Socket, wanted: usize) -> Result<Vec<Message>, Errno> {
-        self.receive_for(socket, wanted, Duration::from_millis(PATIENCE_MS))
+        self.receive_for(socket, wanted, PATIENCE)
     }
 
     /// Returns what is already there, without waiting.
@@ -462,6 +462,7 @@ fn unexpected(reply: &Reply) -> ! {
     panic!("an actor gave an answer to another question: {reply:?}")
 }
 
+/// What an actor is told to wait, for an answer as for silence.
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(patience(duration).as_millis()).unwrap_or(u64::MAX)
 }

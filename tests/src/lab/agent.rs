@@ -21,7 +21,7 @@ use rustix::{
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Lab, Namespace, NetNs, binary};
+use super::{Lab, Namespace, NetNs, binary, patience};
 
 /// How long the agent may take to be ready, to stop or to write an event. Loading programs under an
 /// emulated CPU takes its time; nothing waits longer than it must.
@@ -135,7 +135,7 @@ impl Agent {
         assert!(self.process.is_none(), "the agent runs already");
         let mut command = self.command();
         self.process = Some(self.mounts.run(|| command.spawn()).expect("start the agent"));
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience(PATIENCE);
         loop {
             if self.process.as_mut().and_then(|child| child.try_wait().ok().flatten()).is_some() {
                 self.process = None;
@@ -159,7 +159,7 @@ impl Agent {
         assert!(self.process.is_none(), "the agent runs already");
         let mut command = self.command();
         self.process = Some(self.mounts.run(|| command.spawn()).expect("start the agent"));
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience(PATIENCE);
         loop {
             let exit = self.process.as_mut().and_then(|child| child.try_wait().ok().flatten());
             if let Some(exit) = exit {
@@ -184,7 +184,7 @@ impl Agent {
         let before = self.log().len();
         let mut command = self.command();
         let mut child = self.mounts.run(|| command.spawn()).expect("start the agent");
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience(PATIENCE);
         loop {
             if let Some(exit) = child.try_wait().expect("wait for the agent") {
                 return (exit.code(), self.log()[before..].to_owned());
@@ -281,7 +281,7 @@ impl Agent {
     ///
     /// If none comes that `is_it` accepts.
     pub fn event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience(PATIENCE);
         loop {
             if let Some(event) = self.events().into_iter().find(&is_it) {
                 return event;
@@ -297,7 +297,7 @@ impl Agent {
     ///
     /// If it does not, or the agent ends meanwhile.
     pub fn wait(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience(PATIENCE);
         while !holds(self) {
             let exit = self.process.as_mut().and_then(|child| child.try_wait().ok().flatten());
             assert!(exit.is_none(), "the agent ended ({exit:?}) before this: {what}\n{}", self.log());
@@ -324,7 +324,7 @@ impl Agent {
         let mut child = self.process.take().expect("the agent runs");
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has an id");
         kill_process(pid, Signal::TERM).expect("ask the agent to stop");
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience(PATIENCE);
         let status = loop {
             match child.try_wait().expect("wait for the agent") {
                 Some(status) => break status,

@@ -42,6 +42,7 @@ mod witness;
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 pub use actor::{Actor, Socket};
@@ -124,6 +125,18 @@ impl Lab {
         let command = serde_json::to_string(command).expect("write a command down");
         Program::new(&self.labd).arg("once").arg(command)
     }
+}
+
+/// Returns a bound on time as it is on this machine: `EASTWALL_SLOW` times as long where that is set, because the machine
+/// is emulated. What is checked stays the same.
+///
+/// # Panics
+///
+/// If `EASTWALL_SLOW` is no number.
+#[must_use]
+pub fn patience(bound: Duration) -> Duration {
+    let times = std::env::var("EASTWALL_SLOW").map_or(1, |times| times.parse().expect("EASTWALL_SLOW is a number"));
+    bound * times
 }
 
 /// Returns bytes that no other packet on this machine carries.

@@ -61,6 +61,22 @@ fn root() -> Found {
     bail!("loading kernel programs needs root: run as root, or `cargo xtask test host` for the tests that do not")
 }
 
+/// Checks that machines can be run whose processor is like this one's.
+pub fn amd64() -> Found {
+    if std::env::consts::ARCH == "x86_64" {
+        return Ok("amd64".to_owned());
+    }
+    bail!("{}: other kernels are run on amd64 alone", std::env::consts::ARCH)
+}
+
+/// Checks for root itself: the guest reads every file of this machine.
+pub fn only_root() -> Found {
+    if is_root() {
+        return Ok("yes".to_owned());
+    }
+    bail!("the guest reads this machine's files as root: run as root")
+}
+
 fn kernel() -> Found {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
     let release = release.trim();

@@ -8,15 +8,25 @@ pub mod machine;
 mod rustup;
 mod tools;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
-use crate::{Scope, workspace::Workspace};
+use crate::{
+    Scope,
+    vm::{VIRTIOFSD, has_kvm},
+    workspace::Workspace,
+};
 
 /// Debian packages that the kernel tests start programs of: `ip`, `nft`, `setpriv` and `unshare`, and `strace`, which
 /// lets a system call fail when told to.
 const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2", "nftables", "strace", "util-linux"];
+
+/// Debian packages that a machine with another kernel takes: emulator, first programs, modules, and what unpacks kernels.
+const VM_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "xz-utils", "zstd"];
 
 /// Debian packages of the demo: the services of a small shop, and their clients.
 const DEMO_PACKAGES: &[&str] =
@@ -78,6 +88,25 @@ pub fn demo(workspace: &Workspace) -> Result<()> {
     }
     report.tool(workspace, &tools::BPF_LINKER);
     report.packages(DEMO_PACKAGES);
+    report.finish()
+}
+
+/// Prepares this machine for running commands under another kernel.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn vm(workspace: &Workspace) -> Result<()> {
+    let mut report = Report::default();
+    report.check("disk", machine::disk(&workspace.target));
+    report.check("processor", machine::amd64());
+    report.check("root", machine::only_root());
+    report.packages(VM_PACKAGES);
+    // Debian 12 has it in a package of QEMU's.
+    if !VIRTIOFSD.iter().any(|path| Path::new(path).exists()) {
+        report.packages(&["virtiofsd"]);
+    }
+    report.check("KVM", Ok(if has_kvm() { "yes" } else { "no, so the machine is emulated" }.to_owned()));
     report.finish()
 }
 

@@ -80,6 +80,9 @@ pub enum DatapathError {
     /// A build for host tests.
     #[error("this binary was built without the kernel programs; build it without AYA_BUILD_SKIP")]
     NoPrograms,
+    /// See [`crate::datapath::release`].
+    #[error("{0}")]
+    OldKernel(String),
     /// See there.
     #[error(transparent)]
     Pins(#[from] PinsError),
@@ -91,8 +94,8 @@ pub enum DatapathError {
     Table(#[from] TableError),
     /// Functions that the verifier checks by themselves need their types.
     #[error(
-        "the kernel takes no types (BTF) of global functions; this needs Linux 6.1 or newer with CONFIG_DEBUG_INFO_BTF, \
-         and free memory for the probe"
+        "the kernel takes no types (BTF) of global functions; this needs CONFIG_DEBUG_INFO_BTF, and free memory for the \
+         probe"
     )]
     NoFunctionTypes,
     /// The kernel refused the object or its maps.

@@ -1,17 +1,28 @@
-//! The programs on the host's side of workloads' devices: TCX links, pinned like those of cgroups.
+//! The programs on the host's side of workloads' devices: TCX links, pinned like those of cgroups. Where the kernel has
+//! no TCX, filters of `clsact`; the pin is then of the program, and says at which device there is one.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
 
 use agent_common::{
     id::Epoch,
     layout::{DeviceEntry, is_of_device, names::program},
 };
+use aya::{Ebpf, programs::SchedClassifier};
 
 use super::{
     Datapath, DatapathError,
-    links::{Place, side},
+    links::{Place, pin_name, side},
 };
-use crate::datapath::{sys, table::TableError};
+use crate::datapath::{
+    clsact,
+    sys::{self, Side},
+    table::TableError,
+};
 
 /// The host's side of a workload's device, in the caller's network namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -24,11 +35,6 @@ pub struct Device {
     /// denied; 0 is not known, and all of them are.
     pub hardware: u64,
 }
-
-/// Why a program cannot be at a device.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", if self.0.raw_os_error() == Some(libc::EINVAL) { "the kernel has no TCX, which takes Linux 6.6" } else { "the kernel refuses" })]
-struct Refused(#[source] io::Error);
 
 impl Datapath {
     /// Judges what leaves and enters a workload by a device from now on: before everything else that is
@@ -51,7 +57,10 @@ impl Datapath {
             self.forget_flows(device.index)?;
         }
         for program in program::DEVICE {
-            if !self.adopt(Place { program, device: Some(device.index) })? {
+            let place = Place { program, device: Some(device.index) };
+            if !self.has_tcx {
+                self.put_filter(place, device.index)?;
+            } else if !self.adopt(place)? {
                 self.attach_to_device(program, device.index)?;
             }
         }
@@ -64,7 +73,7 @@ impl Datapath {
     ///
     /// [`TableError`].
     pub fn is_guarded(&self, device: &Device, cgroup: u64) -> Result<bool, TableError> {
-        let entry = DeviceEntry { cgroup, netns: device.netns.cast_unsigned(), reserved: 0 };
+        let entry = DeviceEntry { cgroup, hardware: device.hardware, netns: device.netns.cast_unsigned(), reserved: 0 };
         Ok(self.dev_owner.get(&device.index)? == Some(entry))
     }
 
@@ -79,10 +88,34 @@ impl Datapath {
 
     /// Attaches a program to a device, before all others there, by a link of its own.
     pub(super) fn attach_to_device(&mut self, name: &'static str, index: u32) -> Result<(), DatapathError> {
-        let link = sys::attach_first(self.program(name)?, index, side(name));
-        let link =
-            link.map_err(|e| DatapathError::Program { verb: "attach", program: name, source: Box::new(Refused(e)) })?;
+        let failed = |source| DatapathError::program("attach", name, source);
+        let link = sys::attach_first(self.program(name)?, index, side(name)).map_err(failed)?;
         self.hold(Place { program: name, device: Some(index) }, link)
+    }
+
+    /// Puts a program at a device by a filter of `clsact`, in the place of the one that is there.
+    fn put_filter(&self, place: Place, index: u32) -> Result<(), DatapathError> {
+        let failed = |verb, source| DatapathError::program(verb, place.program, source);
+        let program = self.program(place.program)?;
+        // First, so that there is never a filter which nobody knows about.
+        pin_over(program, &self.pins.link(&pin_name(place))).map_err(|e| failed("pin", e))?;
+        clsact::put(program, place.program, index, side(place.program)).map_err(|e| failed("attach", e))
+    }
+
+    /// Says whether a device that is guarded still has the programs. A link stays as long as its pin; a filter of `clsact`
+    /// can be deleted by others, with the discipline that it is under.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`] with the program that was asked about.
+    pub fn has_programs(&self, index: u32) -> Result<bool, DatapathError> {
+        for name in program::DEVICE.into_iter().filter(|_| !self.has_tcx) {
+            let failed = |e| DatapathError::Program { verb: "look for", program: name, source: Box::new(e) };
+            if !clsact::is_there(name, index, side(name)).map_err(failed)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Ends that: the device is another's, or gone. A device that is not guarded is no error.
@@ -92,6 +125,10 @@ impl Datapath {
     /// [`DatapathError`] with the program that is still attached.
     pub fn release_device(&mut self, index: u32) -> Result<(), DatapathError> {
         for program in program::DEVICE {
+            if !self.has_tcx {
+                let failed = |e| DatapathError::program("detach", program, e);
+                clsact::remove(program, index, side(program)).map_err(failed)?;
+            }
             self.take_off(Place { program, device: Some(index) })?;
         }
         self.dev_owner.remove(&index)?;
@@ -165,4 +202,39 @@ impl Datapath {
         self.in_force = epoch;
         Ok(epoch)
     }
+}
+
+/// Says whether the kernel has TCX: one that has it says that there is no such device, which is a device's largest index.
+pub(super) fn has_tcx(ebpf: &Ebpf) -> Result<bool, DatapathError> {
+    let asked = sys::attach_first(program(ebpf, program::TC_FROM)?, i32::MAX.cast_unsigned(), Side::Ingress);
+    Ok(!asked.is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL)))
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, DatapathError> {
+    let failed = |source| DatapathError::Program { verb: "find", program: name, source };
+    let program = ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
+    let program: &SchedClassifier = program.try_into().map_err(|e| failed(Box::new(e)))?;
+    Ok(program.fd().map_err(|e| failed(Box::new(e)))?.as_fd())
+}
+
+/// Pins an object in the place of another.
+fn pin_over(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    // The file system takes no dot in a name.
+    let mut aside = path.as_os_str().to_owned();
+    aside.push("_new");
+    // Left by an agent that died here.
+    let _ = std::fs::remove_file(&aside);
+    sys::pin(object, Path::new(&aside))?;
+    std::fs::rename(aside, path)
+}
+
+/// Takes the filter off that a pin of this name speaks of, if it speaks of one and there is one.
+pub(in crate::datapath) fn remove_filter(pin: &str) -> io::Result<()> {
+    for name in program::DEVICE {
+        let index = pin.strip_prefix(name).and_then(|rest| rest.strip_prefix('_')).and_then(|index| index.parse().ok());
+        if let Some(index) = index {
+            clsact::remove(name, index, side(name))?;
+        }
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@
 mod attach;
 mod check;
 mod config;
-mod devices;
+pub(super) mod devices;
 mod fill;
 mod held;
 mod links;
@@ -35,6 +35,7 @@ use super::{
     btf::Btf,
     log, object,
     pins::{self, Pins},
+    release,
     table::Table,
 };
 use crate::policy::plan::{Capacity, UID_ENTRIES};
@@ -61,6 +62,8 @@ pub struct Datapath {
     deny_seen: Table<DenyKey, DenyStat>,
     deny_folded: Table<[u64; 2], DenyStat>,
     in_force: Epoch,
+    /// Whether devices are guarded by TCX, and not by `clsact`.
+    has_tcx: bool,
     /// What the maps of maps and the settings hold of the policy in force; none before this agent's first.
     side: Option<Side>,
     /// The numbers of the programs.
@@ -91,6 +94,9 @@ impl Datapath {
     /// [`DatapathError`]. What was pinned before is untouched.
     pub fn load(config: DatapathConfig) -> Result<Self, DatapathError> {
         let bytes = object::bytes().ok_or(DatapathError::NoPrograms)?;
+        if let Some(why) = release::refusal() {
+            return Err(DatapathError::OldKernel(why));
+        }
         let pins = Pins::open(&config.pins, &config.run)?;
         let btf = Btf::of_kernel()?;
         // Without them every function is checked as a part of its callers: that takes minutes, and then fails.
@@ -126,6 +132,8 @@ impl Datapath {
             maps.extend(held.map_err(|e| DatapathError::Map(name, e.into()))?.map(|held| (name, held)));
         }
 
+        let has_tcx = !config.devices || devices::has_tcx(&ebpf)?;
+
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| DatapathError::Secret(e))?;
         let mut datapath = Self {
             edges: Table::open(&pins.map(map::EDGES), map::EDGES)?,
@@ -144,6 +152,7 @@ impl Datapath {
             deny_seen: Table::open(&pins.map(map::DENY_SEEN), map::DENY_SEEN)?,
             deny_folded: Table::open(&pins.map(map::DENY_FOLDED), map::DENY_FOLDED)?,
             in_force: Epoch(0),
+            has_tcx,
             side: None,
             numbers,
             links: BTreeMap::new(),
