@@ -1,6 +1,7 @@
 //! Which layer stops what, with all of them, with the hooks of sockets alone, and with the programs at devices alone:
 //! G1, G4, G5, G9, G12, G14, G20, G28, G43, G46, G48, G52, G54 and G62 of the list of gaps in one table. A layer that is
 //! missing in silence contradicts it.
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{
     net::SocketAddr,
