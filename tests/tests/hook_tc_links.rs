@@ -1,4 +1,5 @@
 //! What a device lets pass below IP: Ethernet addresses, ARP and neighbour discovery. G52 of the list of gaps.
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{net::IpAddr, time::Instant};
 

@@ -2,7 +2,6 @@
 //!
 //! Frames go through the program at a device by test run. Their sources are nobody's, so a frame that is read is denied
 //! for that, and its record says what was read.
-#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 #[allow(dead_code, reason = "the tests of the host use the rest")]
 #[path = "../../agent-common/tests/dissect/generate.rs"]
