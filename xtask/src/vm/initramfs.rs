@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(&head[..6], b"070701");
         assert_eq!(&head[14..22], b"000081ed");
         assert_eq!(&head[54..62], b"00000005");
-        assert_eq!(&rest[..14], b"ab\0\x0012345\0\0\0\x30");
+        assert_eq!(&rest[..14], b"ab\x00\x00\x00\x0012345\x00\x00\x00");
         assert!(bytes.ends_with(b"TRAILER!!!\0\0\0\0"));
     }
 }
