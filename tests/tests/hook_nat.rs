@@ -457,7 +457,8 @@ fn g61_a_workload_that_calls_itself_by_a_service_address_is_the_mask_of_the_host
         serve(&wall.host, "prerouting", to);
         let ip = words(family);
         wall.host.nft(&format!(
-            "table {ip} lab {{\nchain two {{\ntype nat hook postrouting priority 100; oifname \"to-web\" masquerade\n}}\n}}\n"
+            "table {ip} lab {{\nchain two {{\ntype nat hook postrouting priority 100; oifname \"to-web\" \
+             masquerade\n}}\n}}\n"
         ));
         wall.allow(&["web -> vip: any", &format!("host -> web: tcp/{}", to.port())]);
         converse();

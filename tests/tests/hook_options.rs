@@ -1,6 +1,5 @@
 //! Options of sockets, sockets of the kernel, and what others change in the network: G33, G35, G37, G39 and G95 of the
 //! list of gaps.
-#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{
     fs,

@@ -1,5 +1,4 @@
 //! Namespaces that a workload makes for itself: G29 of the list of gaps.
-#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::net::SocketAddr;
 

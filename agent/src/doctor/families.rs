@@ -85,8 +85,8 @@ fn not_covered(number: u16, name: &'static str) -> Finding {
         _ => ("sockets of this family can be opened and are seen by no hook", ""),
     };
     let fix = format!(
-        "in the unit of a service that needs none: RestrictAddressFamilies=~{name}; in a container, a seccomp profile that \
-         refuses socket({number}, ...){more}"
+        "in the unit of a service that needs none: RestrictAddressFamilies=~{name}; in a container, a seccomp \
+         profile that refuses socket({number}, ...){more}"
     );
     Finding::new(Outcome::NotCovered, name, found, &fix)
 }
