@@ -6,7 +6,7 @@
 //! - Integers are in host order, byte arrays in network order; addresses are 16 bytes, IPv4 mapped.
 
 /// The version of everything below. Raised with every change of a layout; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Asserts at compile time the size in bytes and the offset of every field.
 macro_rules! layout {

@@ -235,7 +235,7 @@ fn a_look_at_a_hundred_devices_costs_next_to_nothing() {
     guard.reattach().unwrap();
     for n in 0..DEVICES {
         host.ip(&format!("link add v{n} index {} type veth peer name p{n} index {}", 5000 + n, 7000 + n));
-        let device = Device { index: 5000 + n, netns: 0 };
+        let device = Device { index: 5000 + n, netns: 0, hardware: 0 };
         guard.inside(|datapath| host.run(|| datapath.guard_device(&device, 1))).unwrap();
     }
     let cpu = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
