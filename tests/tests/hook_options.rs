@@ -40,7 +40,7 @@ fn freebind(family: Family) -> (i32, i32) {
 }
 
 /// Takes programs away and waits until denials come from the next hook.
-fn mask<T>(wall: &Wall, programs: &[&str], next: Hook, attempt: impl Fn() -> T) {
+fn mask<T>(wall: &Wall, programs: &[&'static str], next: Hook, attempt: impl Fn() -> T) {
     wall.guard().detach(programs);
     let end = Instant::now() + LONG;
     loop {
