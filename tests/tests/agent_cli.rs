@@ -3,7 +3,7 @@
 
 use std::{fs, process::Output};
 
-use agent_common::layout::{EdgeEntry, EdgeKey, IdentEntry, LAYOUT_VERSION, names::map};
+use agent_common::layout::{EdgeEntry, EdgeKey, IdentEntry, LAYOUT_VERSION, UidKey, names::map};
 use eastwall::{datapath::Table, policy::time};
 use serde_json::Value;
 use tests::{
@@ -226,23 +226,28 @@ fn what_somebody_changed_in_the_maps_is_found() {
     assert_eq!((count("epoch"), count("settings"), count("edges")), (1, 1, 1), "{raw:#}");
     assert!(count("cgrp_ident") >= 3, "{raw:#}");
 
+    // Who is who by owner is in a map that is written to all the time.
+    let path = scene.cgroups[0].path();
+    let by_owner = format!("  workloads:\n    - {{ name: four, select: {{ cgroup: {path}, uid: [4] }} }}\n");
+    let sound = fs::read_to_string(scene.agent.policy_file()).unwrap();
+    scene.agent.apply(&sound.replacen("  workloads:\n", &by_owner, 1));
     let maps = scene.agent.path(format!("bpf/eastwall/v{LAYOUT_VERSION}/maps"));
-    let web = scene.cgroups[0].id();
+    let side = scene.agent.status().epoch & 1;
     scene.agent.inside(|| {
-        let labels: Table<u64, IdentEntry> = Table::open(&maps.join(map::CGRP_IDENT), map::CGRP_IDENT).unwrap();
-        assert!(labels.remove(&web).unwrap(), "web has a label");
+        let owners: Table<UidKey, IdentEntry> = Table::open(&maps.join(map::UID_IDENT), map::UID_IDENT).unwrap();
+        assert!(owners.remove(&owners.keys().unwrap()[0]).unwrap(), "four has a label");
         let sides: Table<u32, u32> = Table::open(&maps.join(map::EDGES), map::EDGES).unwrap();
-        let edges: Table<EdgeKey, EdgeEntry> = sides.inner(&1, map::EDGES).unwrap().unwrap();
+        let edges: Table<EdgeKey, EdgeEntry> = sides.inner(&side, map::EDGES).unwrap().unwrap();
         let key = edges.keys().unwrap()[0];
-        assert!(edges.remove(&key).unwrap(), "the first epoch is on side 1");
+        assert!(edges.remove(&key).is_err(), "rules in force are closed to writers");
     });
     let (code, out, err) = said(scene.agent.cli(&["map", "check"]));
     assert_eq!(code, Some(1), "{out}{err}");
-    assert!(out.contains("edges: web -> db is not in the kernel\n"), "{out}");
-    assert!(out.contains(&format!("cgrp_ident: cgroup {web} is not in the kernel\n")), "{out}");
-    assert!(out.contains("2 differences in "), "{out}");
+    let web = scene.cgroups[0].id();
+    assert!(out.contains(&format!("uid_ident: cgroup {web}, uid 4 is not in the kernel\n")), "{out}");
+    assert!(out.contains("1 difference in "), "{out}");
     let document = json(&scene, &["map", "check"]);
-    assert_eq!((&document["same"], document["differences"].as_array().unwrap().len()), (&false.into(), 2));
+    assert_eq!((&document["same"], document["differences"].as_array().unwrap().len()), (&false.into(), 1));
     // As it says: whatever changes the policy writes all of it anew.
     said(scene.agent.cli(&["revoke", "other", "db", "--reason", "x"]));
     assert_eq!(said(scene.agent.cli(&["map", "check"])).0, Some(0));

@@ -1,4 +1,4 @@
-//! The agent starts where something fails, or where it is not where it thinks it is: G75, G96 and G98 of
+//! The agent starts where something fails, or where it is not where it thinks it is: G75, G91, G96 and G98 of
 //! the list of gaps.
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -69,6 +69,27 @@ fn g75_a_failure_while_an_agent_takes_over_leaves_what_is_in_force() {
     scene.agent.restart();
     in_force(&scene, &connection, "after");
     assert!(scene.agent.status().adopted);
+}
+
+#[test]
+fn g91_an_agent_that_looks_at_nothing_any_more_ends_and_says_why() {
+    if require_or_skip(&[Need::Strace]).is_none() {
+        return;
+    }
+    let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let connection = scene.connection(LOOPBACK[0]);
+    scene.agent.kill();
+    // The thread that looks after the kernel waits by ppoll(2), and nothing else does as often.
+    let words = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=ppoll", "-e"];
+    scene.agent.start_by(&[&words[..], &["inject=ppoll:error=ENOMEM:when=30+"]].concat());
+    scene.agent.restart();
+    scene.agent.start_by(&[]);
+    let status = scene.agent.ends();
+    assert_eq!(status.code(), Some(6), "{}", scene.agent.log());
+    assert!(scene.agent.log().contains("wait for the kernel"), "{}", scene.agent.log());
+    in_force(&scene, &connection, "without an agent");
+    scene.agent.restart();
+    in_force(&scene, &connection, "with the next one");
 }
 
 /// Which calls are made to fail, and whether all after them fail as well.

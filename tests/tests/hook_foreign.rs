@@ -113,6 +113,8 @@ fn jumping(wall: &Wall, first: bool) -> Foreign {
     let (_, host) = wall.ethernet();
     let address: Vec<String> = host.iter().map(|byte| format!("{byte:02x}")).collect();
     wall.db.net.ip(&format!("link set db0 address {}", address.join(":")));
+    // By which `db` sends from now on.
+    wall.guard_device(&wall.host.device("to-db", &wall.db.net, "db0"), wall.db.cgroup.id());
     Foreign::takes_to_peer(&wall.host, web.index, db.index, first)
 }
 
@@ -146,7 +148,7 @@ fn g72_what_jumps_past_the_devices_is_judged_at_the_door_of_the_socket() {
             (0..3).for_each(|_| send(&magic));
             assert_eq!((sniffer.arrived(), wall.db.actor.received(receiver)), (3, Ok(vec![])));
             let denials = wall.denials();
-            assert_eq!(denials.causes().first(), Some(&(Hook::Ingress, Reason::NoRule)));
+            assert_eq!(denials.causes().first(), Some(&(Hook::Ingress, Reason::NoRule)), "{:#?}", denials.records);
             assert!(denials.records.iter().all(|r| r.local_id == wall.db.id().0 && r.peer_id == wall.web.id().0));
             assert_eq!(denials.denied(), 3);
         }

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -41,6 +42,9 @@ use crate::{
 
 /// How often windows end, counters are read and the directory is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Between two looks while nothing can be heard.
+const DEAF: Duration = Duration::from_millis(50);
 
 /// How often a cgroup is looked for that the kernel has told of and that cannot be found.
 const RESOLVE_TRIES: u32 = 200;
@@ -156,6 +160,11 @@ impl Core {
         let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            // More descriptors than the limit for them, which somebody has lowered: nothing is heard, so all is looked at.
+            Err(rustix::io::Errno::INVAL) => {
+                thread::sleep(DEAF);
+                Ok(())
+            }
             Err(e) => Err(e).context("wait for the kernel"),
         }
     }

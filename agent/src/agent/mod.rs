@@ -174,9 +174,14 @@ fn serve(
         .enable_all()
         .build()
         .context("start the control server")?;
+    let (looks, looks_no_more) = tokio::sync::oneshot::channel::<()>();
     let reconcile = thread::Builder::new()
         .name("reconcile".to_owned())
-        .spawn(move || core.run(&inside))
+        .spawn(move || {
+            // Dropped at the end, by whatever that comes: an agent that looks at nothing any more must not live on.
+            let _looks = looks;
+            core.run(&inside)
+        })
         .context("start the reconcile thread")?;
 
     let served = runtime.block_on(async {
@@ -188,13 +193,15 @@ fn serve(
         tokio::select! {
             () = serving => Err(anyhow!("the control server ended")),
             result = signals(&outside, &writer) => result,
+            _ = looks_no_more => Err(anyhow!("the reconcile thread ended")),
         }
     });
     notify("STOPPING=1");
     let _ = outside.send(Input::Stop);
     let ended = reconcile.join().map_err(|_| anyhow!("the reconcile thread panicked; the kernel goes on as it is"))?;
     writer.stop();
-    served.and(ended)
+    // Why it ended comes before that it did.
+    ended.and(served)
 }
 
 impl Core {

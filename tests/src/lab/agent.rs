@@ -8,7 +8,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -321,21 +321,30 @@ impl Agent {
     ///
     /// If it does not run, does not end in time, or ends with an error.
     pub fn stop(&mut self) {
-        let mut child = self.process.take().expect("the agent runs");
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has an id");
+        let pid = self.pid().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).expect("the agent runs");
         kill_process(pid, Signal::TERM).expect("ask the agent to stop");
+        let status = self.ends();
+        assert!(status.success(), "the agent ended with {status}\n{}", self.log());
+    }
+
+    /// Waits until the agent has ended.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run, or goes on.
+    pub fn ends(&mut self) -> ExitStatus {
+        let mut child = self.process.take().expect("the agent runs");
         let end = Instant::now() + patience(PATIENCE);
-        let status = loop {
+        loop {
             match child.try_wait().expect("wait for the agent") {
-                Some(status) => break status,
+                Some(status) => return status,
                 None if Instant::now() < end => thread::sleep(LOOK),
                 None => {
                     self.process = Some(child);
                     panic!("the agent does not stop\n{}", self.log());
                 }
             }
-        };
-        assert!(status.success(), "the agent ended with {status}\n{}", self.log());
+        }
     }
 
     /// What the agent said.

@@ -75,6 +75,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (84, "half a policy"),
     (85, "a policy that says less, or more, than it seems to"),
     (89, "cgroups made while nobody reads"),
+    (91, "an agent that has frozen"),
     (92, "an agent short of descriptors, memory or disk"),
     (93, "a host that lacks what is needed"),
     (95, "a host firewall that changes"),
