@@ -97,8 +97,8 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     match attempt.proto {
         proto::ICMP if attempt.port == 8 => packet.icmp_type = if is_v6 { 128 } else { 8 },
         proto::ICMP => {
-            // Among them 8 as a type of ICMPv6, which is no echo.
-            packet.icmp_type = if is_v6 { *random.pick(&[1, 3, 8, 133, 200]) } else { *random.pick(&[3, 5, 13, 128]) };
+            // Among them 8 as a type of ICMPv6, which is no echo; none whose length is fixed.
+            packet.icmp_type = if is_v6 { *random.pick(&[1, 3, 8, 133, 200]) } else { *random.pick(&[3, 5, 15, 128]) };
             attempt.port = u16::from(packet.icmp_type) + if is_v6 { 256 } else { 0 };
         }
         _ if !has_ports => attempt.port = 0,
