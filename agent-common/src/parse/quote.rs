@@ -23,7 +23,8 @@ impl<S: Source + ?Sized> Source for Quote<'_, S> {
 
     #[inline(always)]
     fn length(&self) -> usize {
-        usize::MAX
+        // More than any packet has, and no more than offsets can be added to.
+        usize::MAX / 2
     }
 
     #[inline(always)]
@@ -132,6 +133,15 @@ mod tests {
         for length in 0..udp.len() {
             assert!(quoted(&v6(&udp[..length])).is_err(), "{length}");
         }
+    }
+
+    #[test]
+    fn a_quoted_fragment_that_does_not_say_how_long_it_is_is_none() {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, 0, 0, 64];
+        bytes.extend([1; 32]);
+        // Options of a jumbogram, and behind them the header of a first fragment.
+        bytes.extend([44, 0, 1, 4, 0, 0, 0, 0, 17, 0, 0, 1, 0, 0, 0, 9]);
+        assert_eq!(quoted(&v6(&bytes)), Err(ParseError::Length));
     }
 
     #[test]
