@@ -233,11 +233,9 @@ fn a_new_owner_of_a_device_begins_without_flows() {
 #[test]
 fn g28_behind_a_device_that_several_share_the_socket_tells_who_it_is() {
     let Some(wall) = Wall::open(true) else { return };
-    let [device, _] = wall.devices();
     let stranger = wall.lab().actor(&wall.db.cgroup, &wall.web.net);
-    wall.guard_device(device, 0);
+    wall.share_device_of_web();
     for family in FAMILIES {
-        wall.give_address(wall.web.addr(family), 0);
         let (receiver, to) = wall.db.udp(family);
         let (web, from) = wall.web.udp(family);
         let frame = frame(&wall, &ip_udp(from, to, b"a frame of nobody"));

@@ -97,6 +97,17 @@ impl Wall {
         }
     }
 
+    /// Says that the device of `web` is several workloads', and so are its addresses.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    pub fn share_device_of_web(&self) {
+        self.guard_device(&self.devices[0], 0);
+        let addrs = self.web.addrs.into_iter().chain(link_local(&self.web.net, "web0"));
+        addrs.for_each(|addr| self.give_address(addr, 0));
+    }
+
     /// The host's end of `web` and of `db`.
     #[must_use]
     pub fn devices(&self) -> &[Device; 2] {
