@@ -10,6 +10,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
+use agent_common::layout::names::program;
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NlasIterator, parse_string,
 };
@@ -63,13 +64,14 @@ const DIRECT: u32 = 1;
 /// How often a list is asked for that changes meanwhile.
 const TRIES: usize = 5;
 
-/// Puts a program at a side of a device of the caller's network namespace, or in the place of ours of that name: no
+/// Puts a program at its side of a device of the caller's network namespace, or in the place of ours of that name: no
 /// packet meets neither of them.
 ///
 /// # Errors
 ///
 /// What the kernel said. AlreadyExists: somebody else's filter is in that place.
-pub fn put(program: BorrowedFd<'_>, name: &str, ifindex: u32, side: Side) -> io::Result<()> {
+pub fn put(program: BorrowedFd<'_>, name: &str, ifindex: u32) -> io::Result<()> {
+    let side = Side::of(name);
     let mut requests = Requests::open(None)?;
     if let Some(Filter { name: Some(other), .. }) = there(&mut requests, ifindex, side)?.filter(|f| !f.is(name)) {
         let text = format!("the filter `{other}` of somebody else has the place of ours at its device");
@@ -88,12 +90,13 @@ pub fn put(program: BorrowedFd<'_>, name: &str, ifindex: u32, side: Side) -> io:
     requests.ask(NEW_FILTER, NLM_F_CREATE | NLM_F_ACK, &body, |_| Ok(())).map(drop)
 }
 
-/// Takes our program of that name off a side of a device. False: it is not there, nor may the device be.
+/// Takes our program of that name off a device. False: it is not there, nor may the device be.
 ///
 /// # Errors
 ///
 /// What the kernel said.
-pub fn remove(name: &str, ifindex: u32, side: Side) -> io::Result<bool> {
+pub fn remove(name: &str, ifindex: u32) -> io::Result<bool> {
+    let side = Side::of(name);
     let mut requests = Requests::open(None)?;
     if !there(&mut requests, ifindex, side)?.is_some_and(|filter| filter.is(name)) {
         return Ok(false);
@@ -107,13 +110,28 @@ pub fn remove(name: &str, ifindex: u32, side: Side) -> io::Result<bool> {
     }
 }
 
-/// Says whether our program of that name is at a side of a device.
+/// Says whether our program of that name is at a device.
 ///
 /// # Errors
 ///
 /// What the kernel said.
-pub fn is_there(name: &str, ifindex: u32, side: Side) -> io::Result<bool> {
-    Ok(there(&mut Requests::open(None)?, ifindex, side)?.is_some_and(|filter| filter.is(name)))
+pub fn is_there(name: &str, ifindex: u32) -> io::Result<bool> {
+    Ok(there(&mut Requests::open(None)?, ifindex, Side::of(name))?.is_some_and(|filter| filter.is(name)))
+}
+
+/// Takes the filter off that a pin of this name speaks of, if it speaks of one and there is one.
+///
+/// # Errors
+///
+/// What the kernel said.
+pub fn remove_pinned(pin: &str) -> io::Result<()> {
+    for name in program::DEVICE {
+        let index = pin.strip_prefix(name).and_then(|rest| rest.strip_prefix('_')).and_then(|index| index.parse().ok());
+        if let Some(index) = index {
+            remove(name, index)?;
+        }
+    }
+    Ok(())
 }
 
 /// What is at our place.

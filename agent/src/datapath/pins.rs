@@ -14,9 +14,7 @@ use std::{
 use agent_common::layout::LAYOUT_VERSION;
 use rustix::mount::{MountFlags, mount};
 
-use super::sys;
-
-use super::kernel::devices::remove_filter;
+use super::{clsact, sys};
 
 /// Where the kernel objects of one agent are pinned.
 #[derive(Debug)]
@@ -162,7 +160,7 @@ impl Pins {
                 for pin in list(&dir)? {
                     if let Some(name) = pin.file_name().and_then(|name| name.to_str()).filter(|_| counts) {
                         let failed = |source| PinsError::Io { verb: "detach", path: pin.clone(), source };
-                        remove_filter(name).map_err(failed)?;
+                        clsact::remove_pinned(name).map_err(failed)?;
                     }
                     fs::remove_file(&pin).map_err(|source| PinsError::Io { verb: "remove", path: pin, source })?;
                     links += usize::from(counts);

@@ -11,6 +11,8 @@ use std::{
     path::Path,
 };
 
+use agent_common::layout::names::program;
+
 /// Commands of `enum bpf_cmd`.
 mod cmd {
     pub const MAP_CREATE: i64 = 0;
@@ -285,6 +287,13 @@ pub enum Side {
     Ingress = 46,
     /// BPF_TCX_EGRESS
     Egress = 47,
+}
+
+impl Side {
+    /// Where a program stands: what leaves a workload is what the device takes, for the host.
+    pub fn of(name: &str) -> Self {
+        if name == program::TC_FROM { Self::Ingress } else { Self::Egress }
+    }
 }
 
 /// `BPF_F_BEFORE` of linux/bpf.h: without another program it means before all of them.

@@ -3,9 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
 };
 
 use agent_common::{
@@ -16,10 +14,11 @@ use aya::{Ebpf, programs::SchedClassifier};
 
 use super::{
     Datapath, DatapathError,
-    links::{Place, pin_name, side},
+    links::{Place, pin_name},
 };
 use crate::datapath::{
     clsact,
+    pins::Held,
     sys::{self, Side},
     table::TableError,
 };
@@ -36,6 +35,13 @@ pub struct Device {
     pub hardware: u64,
 }
 
+impl Device {
+    /// What the programs know of it, as one of the workload of a cgroup.
+    const fn entry(&self, cgroup: u64) -> DeviceEntry {
+        DeviceEntry { cgroup, hardware: self.hardware, netns: self.netns.cast_unsigned(), reserved: 0 }
+    }
+}
+
 impl Datapath {
     /// Judges what leaves and enters a workload by a device from now on: before everything else that is
     /// attached there. `cgroup` is one of the workload's; what it is labelled as, under the policy in force
@@ -50,8 +56,7 @@ impl Datapath {
     pub fn guard_device(&mut self, device: &Device, cgroup: u64) -> Result<(), DatapathError> {
         // First, because a device without an owner is left alone by the programs.
         let before = self.dev_owner.get(&device.index)?;
-        let &Device { hardware, netns, .. } = device;
-        let entry = DeviceEntry { cgroup, hardware, netns: netns.cast_unsigned(), reserved: 0 };
+        let entry = device.entry(cgroup);
         self.dev_owner.put(&device.index, &entry)?;
         if before.is_none_or(|before| before.cgroup != cgroup || before.netns != entry.netns) {
             self.forget_flows(device.index)?;
@@ -73,8 +78,7 @@ impl Datapath {
     ///
     /// [`TableError`].
     pub fn is_guarded(&self, device: &Device, cgroup: u64) -> Result<bool, TableError> {
-        let entry = DeviceEntry { cgroup, hardware: device.hardware, netns: device.netns.cast_unsigned(), reserved: 0 };
-        Ok(self.dev_owner.get(&device.index)? == Some(entry))
+        Ok(self.dev_owner.get(&device.index)? == Some(device.entry(cgroup)))
     }
 
     /// Returns who has an address: a cgroup of the workload; 0 is no one workload, none nobody.
@@ -89,7 +93,7 @@ impl Datapath {
     /// Attaches a program to a device, before all others there, by a link of its own.
     pub(super) fn attach_to_device(&mut self, name: &'static str, index: u32) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::program("attach", name, source);
-        let link = sys::attach_first(self.program(name)?, index, side(name)).map_err(failed)?;
+        let link = sys::attach_first(self.program(name)?, index, Side::of(name)).map_err(failed)?;
         self.hold(Place { program: name, device: Some(index) }, link)
     }
 
@@ -98,8 +102,9 @@ impl Datapath {
         let failed = |verb, source| DatapathError::program(verb, place.program, source);
         let program = self.program(place.program)?;
         // First, so that there is never a filter which nobody knows about.
-        pin_over(program, &self.pins.link(&pin_name(place))).map_err(|e| failed("pin", e))?;
-        clsact::put(program, place.program, index, side(place.program)).map_err(|e| failed("attach", e))
+        let held = program.try_clone_to_owned().map_err(|e| failed("pin", e))?;
+        Held::new(held, self.pins.link(&pin_name(place))).pin()?;
+        clsact::put(program, place.program, index).map_err(|e| failed("attach", e))
     }
 
     /// Says whether a device that is guarded still has the programs. A link stays as long as its pin; a filter of `clsact`
@@ -111,7 +116,7 @@ impl Datapath {
     pub fn has_programs(&self, index: u32) -> Result<bool, DatapathError> {
         for name in program::DEVICE.into_iter().filter(|_| !self.has_tcx) {
             let failed = |e| DatapathError::Program { verb: "look for", program: name, source: Box::new(e) };
-            if !clsact::is_there(name, index, side(name)).map_err(failed)? {
+            if !clsact::is_there(name, index).map_err(failed)? {
                 return Ok(false);
             }
         }
@@ -127,7 +132,7 @@ impl Datapath {
         for program in program::DEVICE {
             if !self.has_tcx {
                 let failed = |e| DatapathError::program("detach", program, e);
-                clsact::remove(program, index, side(program)).map_err(failed)?;
+                clsact::remove(program, index).map_err(failed)?;
             }
             self.take_off(Place { program, device: Some(index) })?;
         }
@@ -215,26 +220,4 @@ fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Dat
     let program = ebpf.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
     let program: &SchedClassifier = program.try_into().map_err(|e| failed(Box::new(e)))?;
     Ok(program.fd().map_err(|e| failed(Box::new(e)))?.as_fd())
-}
-
-/// Pins an object in the place of another.
-fn pin_over(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    // The file system takes no dot in a name.
-    let mut aside = path.as_os_str().to_owned();
-    aside.push("_new");
-    // Left by an agent that died here.
-    let _ = std::fs::remove_file(&aside);
-    sys::pin(object, Path::new(&aside))?;
-    std::fs::rename(aside, path)
-}
-
-/// Takes the filter off that a pin of this name speaks of, if it speaks of one and there is one.
-pub(in crate::datapath) fn remove_filter(pin: &str) -> io::Result<()> {
-    for name in program::DEVICE {
-        let index = pin.strip_prefix(name).and_then(|rest| rest.strip_prefix('_')).and_then(|index| index.parse().ok());
-        if let Some(index) = index {
-            clsact::remove(name, index, side(name))?;
-        }
-    }
-    Ok(())
 }

@@ -175,7 +175,7 @@ impl Datapath {
     }
 
     fn look_at_device(&self, place: Place, link: &Link, index: u32) -> io::Result<Option<(Act, Vec<u32>)>> {
-        match sys::query(Target::Device(index), side(place.program) as u32) {
+        match sys::query(Target::Device(index), Side::of(place.program) as u32) {
             Ok(listed) => Ok(compare(&listed, link.id, self.number(place.program))),
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(e) => Err(e),
@@ -239,7 +239,7 @@ impl Datapath {
         let failed = |source| DatapathError::program("move", place.program, source);
         let ours = self.program(place.program)?;
         sys::link_update(old.held.as_fd(), self.program(program::TC_CLOSED)?).map_err(failed)?;
-        match sys::attach_first(ours, index, side(place.program)) {
+        match sys::attach_first(ours, index, Side::of(place.program)) {
             Ok(link) => self.hold(place, link),
             Err(e) => {
                 sys::link_update(old.held.as_fd(), ours).map_err(failed)?;
@@ -336,11 +336,6 @@ impl Datapath {
         };
         programs.iter().map(describe).collect()
     }
-}
-
-/// The side of a device that a program is at.
-pub(super) fn side(name: &str) -> Side {
-    if name == program::TC_FROM { Side::Ingress } else { Side::Egress }
 }
 
 /// The name of the pin of a link: there is one for each program and device.

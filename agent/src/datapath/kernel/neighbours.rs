@@ -4,8 +4,8 @@ use std::os::fd::BorrowedFd;
 
 use agent_common::layout::names::program;
 
-use super::{Datapath, DatapathError, links::side};
-use crate::datapath::sys::{self, ProgramInfo, Target};
+use super::{Datapath, DatapathError};
+use crate::datapath::sys::{self, ProgramInfo, Side, Target};
 
 /// Hooks of a cgroup that connections and packets pass: a number of `enum bpf_attach_type`, and its name.
 const HOOKS: [(u32, &str); 10] = [
@@ -42,7 +42,7 @@ impl Datapath {
         let mut found = Vec::new();
         for name in program::DEVICE {
             let hook = if name == program::TC_FROM { "ingress" } else { "egress" };
-            let listed = match sys::query(Target::Device(index), side(name) as u32) {
+            let listed = match sys::query(Target::Device(index), Side::of(name) as u32) {
                 Ok(listed) => listed,
                 Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
                 Err(e) => return Err(DatapathError::program("list what runs beside", name, e)),
