@@ -59,7 +59,7 @@ fn a_frame_that_is_cut_anywhere_is_read_alike() {
     let mut random = Random(seed);
     let mut cuts = 0;
     while cuts < frames() / 4 {
-        let whole = generate::undamaged(&mut random);
+        let whole = generate::whole(&mut random).bytes;
         for length in 0..=whole.len() {
             compare(&whole[..length]);
             cuts += 1;

@@ -3,7 +3,6 @@
 //! Frames go through the program at a device by test run. Their sources are nobody's, so a frame that is read is denied
 //! for that, and its record says what was read.
 
-#[allow(dead_code, reason = "the tests of the host use the rest")]
 #[path = "../../agent-common/tests/dissect/generate.rs"]
 mod generate;
 

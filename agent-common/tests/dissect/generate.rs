@@ -56,8 +56,9 @@ impl Random {
 }
 
 /// What a later step has to change when the length of a packet changes: offsets of its length fields.
-struct Laid {
-    bytes: Vec<u8>,
+pub struct Laid {
+    /// The packet, or the frame.
+    pub bytes: Vec<u8>,
     /// Two bytes each, big endian.
     lengths: Vec<usize>,
 }
@@ -74,11 +75,7 @@ pub fn frame(random: &mut Random) -> Vec<u8> {
 }
 
 /// A frame as a host may send it.
-pub fn undamaged(random: &mut Random) -> Vec<u8> {
-    whole(random).bytes
-}
-
-fn whole(random: &mut Random) -> Laid {
+pub fn whole(random: &mut Random) -> Laid {
     let mut bytes = random.bytes(12);
     for _ in 0..[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2][random.below(16)] {
         bytes.extend(random.pick(&[[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]]));
