@@ -148,6 +148,15 @@ pub fn policy(lab: &Lab, rules: &str, more: &str) -> String {
     )
 }
 
+/// A policy with a workload whose cgroups, `late-…`, come while the agent runs, and one rule for it.
+#[must_use]
+pub fn with_latecomers(lab: &Lab) -> String {
+    let scope = lab.cgroup().path();
+    let late = format!("  workloads:\n    - {{ name: late, select: {{ cgroup: {scope}/late-* }} }}\n");
+    let text = policy(lab, "[{ from: web, to: db, ports: [udp/5432] }, { from: late, to: db, ports: [udp/5432] }]", "");
+    text.replace("  workloads:\n", &late)
+}
+
 /// A policy that calls the cgroup `web` by the name `is`, and lets the name `allowed` reach `db` by UDP. Of
 /// `alpha` and `beta`, the other name is nobody's. `other` may reach `db` by TCP always.
 #[must_use]

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tests::{
     lab::{Actor, Agent, AgentOptions, Command, Errno, Exit, Lab, Need, NetNs, Witness, magic},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, datagram, policy, repetitions},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, datagram, policy, repetitions, with_latecomers},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [udp/5432, tcp/5432] }]";
@@ -161,18 +161,10 @@ fn g93_without_ipv6_the_agent_enforces_what_there_is() {
     scene.agent.balance();
 }
 
-/// A workload whose cgroups come while the agent looks away, and one rule for it.
-fn with_late(lab: &Lab) -> String {
-    let scope = lab.cgroup().path();
-    let late = format!("  workloads:\n    - {{ name: late, select: {{ cgroup: {scope}/late-* }} }}\n");
-    let text = policy(lab, "[{ from: web, to: db, ports: [udp/5432] }, { from: late, to: db, ports: [udp/5432] }]", "");
-    text.replace("  workloads:\n", &late)
-}
-
 #[test]
 fn g89_cgroups_made_while_nobody_reads_are_strangers_and_get_their_label_afterwards() {
     let cgroups = repetitions(300, 50_000);
-    let Some(scene) = Scene::open_by(with_late, &AgentOptions::default()) else { return };
+    let Some(scene) = Scene::open_by(with_latecomers, &AgentOptions::default()) else { return };
     let (receiver, to) = scene.db.udp_bind(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
     let once = |data: &[u8]| scene.lab.once(&Command::Send { socket: 0, to: Some(to), data: data.to_vec() });
     assert_eq!(once(b"control").spawn(&scene.cgroups[0], &scene.net, None).unwrap().wait(), Exit::Status(0));

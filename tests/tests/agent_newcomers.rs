@@ -4,24 +4,16 @@ use std::{net::SocketAddr, time::Instant};
 
 use tests::{
     lab::{Agent, AgentOptions, Command, Errno, Exit, Lab, Need, NetNs, Witness, magic},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, policy, repetitions},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, policy, repetitions, with_latecomers},
 };
 
 const REFUSED: Exit = Exit::Status(1); // EPERM
-
-/// A workload whose cgroups come while the agent runs, and one rule for it.
-fn with_late(lab: &Lab) -> String {
-    let scope = lab.cgroup().path();
-    let late = format!("  workloads:\n    - {{ name: late, select: {{ cgroup: {scope}/late-* }} }}\n");
-    let text = policy(lab, "[{ from: web, to: db, ports: [udp/5432] }, { from: late, to: db, ports: [udp/5432] }]", "");
-    text.replace("  workloads:\n", &late)
-}
 
 #[test]
 fn g30_the_first_packet_of_a_new_cgroup_is_judged_and_a_labelled_one_passes_soon() {
     assert_eq!(Errno::PERM.raw_os_error(), 1);
     let rounds = repetitions(1_000, 10_000);
-    let Some(scene) = Scene::open_by(with_late, &AgentOptions::default()) else { return };
+    let Some(scene) = Scene::open_by(with_latecomers, &AgentOptions::default()) else { return };
     let used = || scene.agent.counter("cgroups.used");
     let used_before = used();
     let (receiver, to) = scene.db.udp_bind(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tests::{
     frames::FAMILIES,
     lab::{Actor, Errno, Family, Kind, Namespace, Need, Place, Scene, Socket, Wall, magic, require_or_skip},
-    scene::{BRIEF, LONG},
+    scene::{BRIEF, LONG, datagram},
 };
 
 /// linux/in.h, linux/in6.h, linux/tcp.h, asm-generic/socket.h.
@@ -265,12 +265,7 @@ fn g95_what_others_do_to_rules_and_routes_opens_nothing() {
         }
         for family in FAMILIES {
             let (receiver, to) = wall.db.udp(family);
-            let send = |data: &[u8]| {
-                let socket = wall.web.actor.socket(family, Kind::Datagram, 0).unwrap();
-                let sent = wall.web.actor.send_to(socket, to, data);
-                wall.web.actor.close(socket);
-                sent
-            };
+            let send = |data: &[u8]| datagram(&wall.web.actor, to, data);
             wall.open_way("udp/any");
             send(b"allowed").unwrap();
             assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);

@@ -1,9 +1,10 @@
-// tidy: long because every kind of translation is looked at from every layer, by the same few helpers.
 //! Addresses that the network translates on the way: G59 to G61 of the list of gaps.
 //!
 //! Each hook judges what the packet says where it stands: `connect` and `sendmsg` what the caller asks for, the exit
 //! what leaves the caller's network, a device what passes there, the door what arrives.
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod stage;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,147 +12,16 @@ use std::{
 };
 
 use agent_common::{
-    layout::{Hook, KnownBy, names::program},
+    layout::{Hook, KnownBy},
     verdict::Reason,
 };
 use tests::{
     frames::FAMILIES,
-    lab::{
-        Denials, Errno, Family, GuardOptions, Kind, Need, NetNs, Place, Scene, Socket, Wall, magic, require_or_skip,
-    },
-    scene::{BRIEF, LONG},
+    lab::{Errno, Family, Kind, Need, Place, Scene, magic, require_or_skip},
+    scene::{BRIEF, LONG, datagram},
 };
 
-/// What stops packets.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Layers {
-    All,
-    Sockets,
-    Devices,
-}
-
-impl Layers {
-    /// The first hook after `connect` that meets what leaves `web`.
-    fn exit(self) -> Hook {
-        if self == Self::Devices { Hook::TcFrom } else { Hook::Egress }
-    }
-
-    /// The first hook at the end of `db`.
-    fn door(self) -> Hook {
-        if self == Self::Sockets { Hook::Ingress } else { Hook::TcTo }
-    }
-}
-
-/// Runs a test under each set of layers, for both families.
-fn everywhere(test: impl Fn(&Wall, Layers, Family)) {
-    if require_or_skip(&[Need::Nft]).is_none() {
-        return;
-    }
-    let Some(wall) = Wall::unguarded(GuardOptions::default()) else { return };
-    wall.guard().reattach().unwrap();
-    wall.give_addresses();
-    // What an open connection still sends when nobody translates any more gets no answer.
-    for route in ["10.96.0.10/32", "fd96::10/128"] {
-        wall.host.ip(&format!("route add blackhole {route}"));
-    }
-    for layers in [Layers::Sockets, Layers::All, Layers::Devices] {
-        match layers {
-            Layers::Sockets => {}
-            Layers::All => wall.guard_devices(),
-            Layers::Devices => without_sockets(&wall),
-        }
-        for family in FAMILIES {
-            // The harness shows this if the test fails.
-            eprintln!("{layers:?} {family:?}");
-            wall.allow(&[]);
-            let _ = wall.denials();
-            test(&wall, layers, family);
-        }
-    }
-}
-
-/// Takes the hooks of sockets away, and waits until they are gone.
-fn without_sockets(wall: &Wall) {
-    wall.guard().detach(&[
-        program::CONNECT4,
-        program::CONNECT6,
-        program::SENDMSG4,
-        program::SENDMSG6,
-        program::EGRESS,
-        program::INGRESS,
-    ]);
-    let socket = wall.web.actor.socket(Family::V4, Kind::Datagram, 0).unwrap();
-    let end = Instant::now() + LONG;
-    while wall.web.actor.send_to(socket, wall.db.at(Family::V4, 9), b"denied") == Err(Errno::PERM) {
-        assert!(Instant::now() < end, "the hooks of sockets are still there");
-    }
-    wall.web.actor.close(socket);
-    // Ingress went with the others, and has no call that tells.
-    std::thread::sleep(BRIEF);
-}
-
-/// A port of the service address, which nobody has.
-fn vip(family: Family) -> SocketAddr {
-    let addr: IpAddr = if family == Family::V4 { "10.96.0.10" } else { "fd96::10" }.parse().unwrap();
-    SocketAddr::new(addr, 7000)
-}
-
-/// The words of nft for a family.
-fn words(family: Family) -> &'static str {
-    if family == Family::V4 { "ip" } else { "ip6" }
-}
-
-/// Puts one chain in place of what was there; nothing if it is empty.
-fn chain(netns: &NetNs, family: Family, chain: &str) {
-    let table = format!("table {} lab", words(family));
-    let chain = if chain.is_empty() { String::new() } else { format!("chain one {{\n{chain}\n}}\n") };
-    // At once, so that no packet goes between the two.
-    netns.nft(&format!("{table} {{ }}\ndelete {table}\n{table} {{\n{chain}}}\n"));
-}
-
-/// Gives the service address a backend, in the network of the caller or of the host.
-fn serve(netns: &NetNs, hook: &str, backend: SocketAddr) {
-    serve_at(netns, hook, vip(Family::of(backend)), backend);
-}
-
-/// As [`serve`], at another port of the service address.
-fn serve_at(netns: &NetNs, hook: &str, from: SocketAddr, backend: SocketAddr) {
-    let family = Family::of(backend);
-    let ip = words(family);
-    let to = format!("{ip} daddr {} meta l4proto {{ tcp, udp }} th dport {}", from.ip(), from.port());
-    chain(netns, family, &format!("type nat hook {hook} priority -100; {to} dnat to {backend}"));
-}
-
-/// A connection from `web`, over which something is said in both directions.
-fn converse(wall: &Wall, to: SocketAddr, listener: Socket) -> (Socket, Socket) {
-    let ours = wall.web.actor.tcp_connect(to, LONG).unwrap();
-    let theirs = wall.db.actor.accept(listener).unwrap();
-    say(wall, ours, theirs);
-    (ours, theirs)
-}
-
-fn say(wall: &Wall, ours: Socket, theirs: Socket) {
-    for _ in 0..3 {
-        wall.web.actor.send(ours, b"ask").unwrap();
-        assert_eq!(wall.db.actor.receive(theirs, 1).unwrap()[0].data, b"ask");
-        wall.db.actor.send(theirs, b"answer").unwrap();
-        assert_eq!(wall.web.actor.receive(ours, 1).unwrap()[0].data, b"answer");
-    }
-}
-
-/// Two ports of `db` at which it listens.
-fn listeners(wall: &Wall, family: Family) -> [(Socket, SocketAddr); 2] {
-    [wall.db.listen(family), wall.db.listen(family)]
-}
-
-/// Checks that a call of `web` is refused after `connect` let it pass, and by whom.
-fn refused_on_the_way(wall: &Wall, to: SocketAddr, listener: Socket, hook: Hook) -> Denials {
-    assert_eq!(wall.web.actor.tcp_connect(to, BRIEF), Err(Errno::TIMEDOUT));
-    assert_eq!(wall.db.actor.accept_now(listener), Err(Errno::AGAIN));
-    let denials = wall.denials();
-    assert_eq!(denials.calls(), [(hook, Reason::NoRule)], "{denials:#?}");
-    denials
-}
+use stage::{Layers, chain, converse, everywhere, listeners, refused_on_the_way, say, serve, serve_at, vip, words};
 
 #[test]
 fn g59_what_the_caller_translates_is_judged_as_what_it_becomes() {
@@ -358,12 +228,7 @@ fn g59_a_service_address_can_stand_for_its_workload() {
 fn g60_who_is_masqueraded_is_an_address_and_nobody_that_has_a_name() {
     everywhere(|wall, layers, family| {
         let ((receiver, to), (listener, at)) = (wall.db.udp(family), wall.db.listen(family));
-        let send = |data: &[u8]| {
-            let socket = wall.web.actor.socket(family, Kind::Datagram, 0).unwrap();
-            let sent = wall.web.actor.send_to(socket, to, data);
-            wall.web.actor.close(socket);
-            sent
-        };
+        let send = |data: &[u8]| datagram(&wall.web.actor, to, data);
         let ports = format!("udp/{}, tcp/{}", to.port(), at.port());
         let (web, host) = (format!("web -> db: {ports}"), format!("host -> db: {ports}"));
         wall.allow(&[&web]);
@@ -405,12 +270,7 @@ fn g60_who_is_masqueraded_is_an_address_and_nobody_that_has_a_name() {
 fn g60_a_workload_that_masks_itself_as_another_gains_nothing() {
     everywhere(|wall, layers, family| {
         let (receiver, to) = wall.db.udp(family);
-        let send = |data: &[u8]| {
-            let socket = wall.web.actor.socket(family, Kind::Datagram, 0).unwrap();
-            let sent = wall.web.actor.send_to(socket, to, data);
-            wall.web.actor.close(socket);
-            sent
-        };
+        let send = |data: &[u8]| datagram(&wall.web.actor, to, data);
         wall.allow(&["host -> db: any", "web -> db: any"]);
         send(b"as web").unwrap();
         assert_eq!(wall.db.actor.receive(receiver, 1).unwrap().len(), 1);
