@@ -56,19 +56,33 @@ impl Denials {
         causes.filter(|(_, record)| is_call(record.tcp_flags)).map(|(cause, _)| cause).collect()
     }
 
+    /// Adds a later look.
+    pub fn extend(&mut self, later: Self) {
+        self.records.extend(later.records);
+        for (count, more) in self.counts.iter_mut().zip(later.counts) {
+            *count += more;
+        }
+        self.repeats += later.repeats;
+        self.folded += later.folded;
+    }
+
     /// Checks that every denial is accounted for exactly once.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If one is lost or counted twice.
-    pub fn balance(&self) {
+    /// What does not add up. A program that was between two of its counters at the look is no loss: what it
+    /// owes is in the next look.
+    pub fn balance(&self) -> Result<(), String> {
         let [emitted, repeated, folded, ring] =
             [DenyCounter::Emitted, DenyCounter::Repeated, DenyCounter::Folded, DenyCounter::Ring]
                 .map(|counter| self.count(counter));
-        assert_eq!(emitted + repeated + folded + ring, self.denied(), "each denial has one fate: {self:?}");
         let applied = self.count(DenyCounter::Dropped) + self.count(DenyCounter::WouldDeny);
-        assert_eq!(applied, self.denied(), "each denial is dropped or let pass: {self:?}");
-        assert_eq!(emitted, self.records.len() as u64, "each emitted denial is in the ring: {self:?}");
-        assert_eq!((repeated, folded), (self.repeats, self.folded), "counted denials are in their tables: {self:?}");
+        let rules = [
+            (emitted + repeated + folded + ring == self.denied(), "each denial has one fate"),
+            (applied == self.denied(), "each denial is dropped or let pass"),
+            (emitted == self.records.len() as u64, "each emitted denial is in the ring"),
+            ((repeated, folded) == (self.repeats, self.folded), "counted denials are in their tables"),
+        ];
+        rules.iter().try_for_each(|(holds, rule)| holds.then_some(()).ok_or_else(|| format!("{rule}: {self:?}")))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use agent_common::{
@@ -30,6 +30,9 @@ use tempfile::TempDir;
 use zerocopy::FromBytes as _;
 
 use super::{Denials, Lab, Namespace, Party, magic};
+
+/// Longer than any program takes from its first counter to its last.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// What can be different from the usual.
 #[derive(Clone, Debug)]
@@ -230,8 +233,12 @@ impl Guard {
     ///
     /// If a denial is not accounted for exactly once.
     pub fn denials(&mut self) -> Denials {
-        let denials = self.look();
-        denials.balance();
+        let mut denials = self.look();
+        let end = Instant::now() + SETTLED;
+        while let Err(why) = denials.balance() {
+            assert!(Instant::now() < end, "{why}");
+            denials.extend(self.look());
+        }
         denials
     }
 

@@ -279,7 +279,7 @@ fn compare_books(bench: &mut Bench, case: &Case, books: &Books) {
     );
     let mut denials = bench.guard.look();
     denials.repeats = repeats.iter().map(|(_, stat)| stat.count).sum();
-    denials.balance();
+    denials.balance().unwrap();
     assert_eq!(denials.count(DenyCounter::Denied), books.denied, "seed {}: denials", case.seed);
 }
 
