@@ -33,10 +33,14 @@ const SHARE: u32 = 8;
 /// Looks at a first fragment before it is judged. False: its datagram has begun already, and has ended with this.
 #[inline(never)]
 pub fn begins(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
+    // Before anything else is on the stack, which is short.
     let mut piece = Piece::WHOLE;
-    let Some(key) = &key(skb, case, sharer, &mut piece) else {
-        return false;
-    };
+    frames::ew_read_piece(skb, &raw mut piece) != 0 && begins_at(case, sharer, &piece)
+}
+
+#[inline(never)]
+fn begins_at(case: &Case, sharer: u64, piece: &Piece) -> bool {
+    let key = &key(case, sharer, piece);
     let Some(state) = FLOWS.get_ptr_mut(key) else {
         return true;
     };
@@ -54,10 +58,14 @@ pub fn begins(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
 /// Lets those behind a first fragment pass. False: there is no room, or another one is in its place.
 #[inline(never)]
 pub fn approve(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
+    // Before anything else is on the stack, which is short.
     let mut piece = Piece::WHOLE;
-    let Some(key) = &key(skb, case, sharer, &mut piece) else {
-        return false;
-    };
+    frames::ew_read_piece(skb, &raw mut piece) != 0 && approve_at(case, sharer, &piece)
+}
+
+#[inline(never)]
+fn approve_at(case: &Case, sharer: u64, piece: &Piece) -> bool {
+    let key = &key(case, sharer, piece);
     let quota = policy::settings(case.epoch & 1).map_or(0, |s| s.flow_quota) / SHARE;
     let state = FlowState {
         epoch: case.epoch,
@@ -72,10 +80,14 @@ pub fn approve(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
 /// Says whether a later fragment is the next one of a datagram that passes.
 #[inline(never)]
 pub fn follows(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
+    // Before anything else is on the stack, which is short.
     let mut piece = Piece::WHOLE;
-    let Some(key) = &key(skb, case, sharer, &mut piece) else {
-        return false;
-    };
+    frames::ew_read_piece(skb, &raw mut piece) != 0 && follows_at(case, sharer, &piece)
+}
+
+#[inline(never)]
+fn follows_at(case: &Case, sharer: u64, piece: &Piece) -> bool {
+    let key = &key(case, sharer, piece);
     let Some(state) = FLOWS.get_ptr_mut(key) else {
         return false;
     };
@@ -100,16 +112,13 @@ pub fn follows(skb: *mut __sk_buff, case: &Case, sharer: u64) -> bool {
 /// The datagram of a fragment: RFC 791, section 3.2, by addresses, number and protocol; RFC 8200, section 4.5, without
 /// the protocol.
 #[inline(always)]
-fn key(skb: *mut __sk_buff, case: &Case, sharer: u64, piece: &mut Piece) -> Option<FlowKey> {
-    if frames::ew_read_piece(skb, piece) == 0 {
-        return None;
-    }
+fn key(case: &Case, sharer: u64, piece: &Piece) -> FlowKey {
     let proto = if addr::v4(&case.local_addr).is_some() { case.proto } else { FRAGMENT };
     let owner = fragments_owner(case.ifindex, sharer);
     let (high, low) = ((piece.id >> 16) as u16, piece.id as u16);
     let mut key = flows::key(owner, &case.local_addr, &case.peer_addr, high, low, proto);
     key.direction = u8::from(case.leaves);
-    Some(key)
+    key
 }
 
 /// # Safety

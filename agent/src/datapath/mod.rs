@@ -5,7 +5,7 @@ mod clsact;
 pub mod cut;
 mod kernel;
 pub mod log;
-mod object;
+pub mod object;
 mod pins;
 pub mod release;
 pub mod ring;
