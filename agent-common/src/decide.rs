@@ -41,60 +41,112 @@ impl Clock for BootSeconds {
 /// Cost: at most four look-ups, whatever the size of the policy.
 #[inline(always)]
 pub fn decide(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Decision {
-    if let Some(reason) = unknown_end(flow) {
-        return Decision::deny(reason);
-    }
-    // An exact key is self-contained, so a hit is final whether or not one of its ranges matches.
-    if let Some(entry) = policy.edge(&EdgeKey { from: flow.from, to: flow.to }) {
-        return match first_match(policy, entry, flow, clock, true) {
-            Some(range) => decision(&range),
-            None => Decision::deny(no_match(first_match(policy, entry, flow, clock, false))),
-        };
-    }
-    let (mut best, mut expired) = (NO_RANGE, false);
-    // One by one: verifiers before Linux 6.6 refuse the shape that the compiler gives to a loop over them.
-    for_key(policy, EdgeKey { from: flow.from, to: IdentityId::ANY }, flow, clock, &mut best, &mut expired);
-    for_key(policy, EdgeKey { from: IdentityId::ANY, to: flow.to }, flow, clock, &mut best, &mut expired);
-    for_key(policy, EdgeKey { from: IdentityId::ANY, to: IdentityId::ANY }, flow, clock, &mut best, &mut expired);
-    match best.level() {
-        NO_LEVEL if expired => Decision::deny(Reason::Expired),
-        NO_LEVEL => Decision::deny(Reason::NoRule),
-        _ => decision(&best),
+    match unknown_end(flow) {
+        Some(reason) => Decision::deny(reason),
+        None => best(policy, flow, clock).decision(),
     }
 }
 
-/// Looks at one key with a wildcard: keeps its range if that is better, and notes if only time speaks against one.
-#[inline(always)]
-fn for_key(
-    policy: &impl PolicyMap,
-    key: EdgeKey,
-    flow: &Flow,
-    clock: &impl Clock,
-    best: &mut Range,
-    expired: &mut bool,
-) {
-    let Some(entry) = policy.edge(&key) else {
-        return;
-    };
-    match first_match(policy, entry, flow, clock, true) {
-        Some(range) if better(&range, best) => *best = range,
-        Some(_) => {}
-        None => *expired |= matches!(no_match(first_match(policy, entry, flow, clock, false)), Reason::Expired),
+/// What speaks most for or against a flow, as one number: what crosses the border of a function that a verifier checks
+/// by itself.
+///
+/// Shape: from the lowest bit 19 bits of the rule, 3 of the level, one that says that a range which allows has run out;
+/// in the upper half the boot second until which it holds, 0 = as long as the policy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct Best(pub u64);
+
+const RULE_BITS: u32 = 19;
+const EXPIRED: u64 = 1 << (RULE_BITS + 3);
+/// Most rules of a policy.
+pub const RULES_MAX: u32 = (1 << RULE_BITS) - 1;
+
+impl Best {
+    /// Nothing: the default.
+    const NONE: Self = Self((NO_LEVEL as u64) << RULE_BITS);
+
+    #[inline(always)]
+    const fn of(range: &Range) -> Self {
+        Self((range.expires as u64) << 32 | (range.level() as u64) << RULE_BITS | (range.rule & RULES_MAX) as u64)
     }
+
+    /// A lower level is better, and within a level a lower rule.
+    #[inline(always)]
+    const fn rank(self) -> u64 {
+        self.0 & (EXPIRED - 1)
+    }
+
+    /// Takes the other one if that is better: as if the rules of both flows were one's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        let expired = (self.0 | other.0) & EXPIRED;
+        let best = if other.rank() < self.rank() { other.0 } else { self.0 };
+        Self(best | expired)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "three bits")]
+    const fn level(self) -> u8 {
+        (self.0 >> RULE_BITS & level::MASK as u64) as u8
+    }
+
+    /// What follows from it.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "19 bits, and 32")]
+    pub const fn decision(self) -> Decision {
+        let (allow, reason) = match self.level() {
+            level::OVERRIDE_DENY => (false, Reason::OverrideDeny),
+            level::OVERRIDE_ALLOW | level::ALLOW => (true, Reason::Allowed),
+            NO_LEVEL if self.0 & EXPIRED != 0 => (false, Reason::Expired),
+            NO_LEVEL => (false, Reason::NoRule),
+            _ => (false, Reason::DenyRule),
+        };
+        let (rule, until) = ((self.0 & RULES_MAX as u64) as u32, (self.0 >> 32) as u32);
+        Decision { allow, reason, rule: RuleNumber(rule), valid_until: BootSeconds(until) }
+    }
+}
+
+/// Looks for what decides a flow whose ends are both known.
+#[inline(always)]
+#[must_use]
+pub fn best(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Best {
+    // One key for all, which is on the stack.
+    let mut key = EdgeKey { from: flow.from, to: flow.to };
+    // An exact key is self-contained, so a hit is final whether or not one of its ranges matches.
+    if let Some(best) = for_key(policy, &key, flow, clock) {
+        return best;
+    }
+    // One by one: verifiers before Linux 6.6 refuse the shape that the compiler gives to a loop over them.
+    key.to = IdentityId::ANY;
+    let of_caller = for_key(policy, &key, flow, clock).unwrap_or(Best::NONE);
+    key.from = IdentityId::ANY;
+    let of_all = for_key(policy, &key, flow, clock).unwrap_or(Best::NONE);
+    key.to = flow.to;
+    of_caller.or(of_all).or(for_key(policy, &key, flow, clock).unwrap_or(Best::NONE))
+}
+
+/// Looks at one key; none if there is no such edge.
+#[inline(always)]
+fn for_key(policy: &impl PolicyMap, key: &EdgeKey, flow: &Flow, clock: &impl Clock) -> Option<Best> {
+    let entry = policy.edge(key)?;
+    let found = first_match(policy, entry, flow, clock, true);
+    if found.0 != Best::NONE.0 {
+        return Some(found);
+    }
+    // What would match if nothing ever ran out.
+    let level = first_match(policy, entry, flow, clock, false).level();
+    let ran_out = matches!(level, level::ALLOW | level::OVERRIDE_ALLOW);
+    Some(if ran_out { Best(Best::NONE.0 | EXPIRED) } else { Best::NONE })
 }
 
 /// A level that no range has; above every level.
 const NO_LEVEL: u8 = level::MASK;
-const NO_RANGE: Range = Range { proto: 0, flags: NO_LEVEL, lo: 0, hi: 0, reserved: 0, rule: 0, expires: 0 };
-
-#[inline(always)]
-const fn better(a: &Range, b: &Range) -> bool {
-    a.level() < b.level() || (a.level() == b.level() && a.rule < b.rule)
-}
 
 /// Returns why no rule can match, if an end has no identity.
 #[inline(always)]
-const fn unknown_end(flow: &Flow) -> Option<Reason> {
+#[must_use]
+pub const fn unknown_end(flow: &Flow) -> Option<Reason> {
     match (flow.from.is_unknown(), flow.to.is_unknown(), flow.direction) {
         (true, _, Direction::Egress) | (_, true, Direction::Ingress) => Some(Reason::UnknownSelf),
         (true, _, Direction::Ingress) => Some(Reason::UnknownCaller),
@@ -108,39 +160,33 @@ const fn unknown_end(flow: &Flow) -> Option<Reason> {
 ///
 /// Carries nothing from one range to the next: the verifier then sees one state, not one for each path.
 #[inline(always)]
-fn first_match(
-    policy: &impl PolicyMap,
-    entry: &EdgeEntry,
-    flow: &Flow,
-    clock: &impl Clock,
-    expiry: bool,
-) -> Option<Range> {
+fn first_match(policy: &impl PolicyMap, entry: &EdgeEntry, flow: &Flow, clock: &impl Clock, expiry: bool) -> Best {
     let count = entry.count as usize;
     for i in 0..INLINE_RANGES {
         if i >= count {
-            return None;
+            return Best::NONE;
         }
         if matches(&entry.ranges[i], flow, clock, expiry) {
-            return Some(entry.ranges[i]);
+            return Best::of(&entry.ranges[i]);
         }
     }
     if count <= INLINE_RANGES {
-        return None;
+        return Best::NONE;
     }
     // A spill that is missing hides ranges. Those may be denials, so the answer is a denial.
     let Some(spill) = policy.spill(entry.spill) else {
-        return Some(Range { flags: level::DENY, ..NO_RANGE });
+        return Best((level::DENY as u64) << RULE_BITS);
     };
     let rest = count - INLINE_RANGES;
     for i in 0..SPILL_RANGES {
         if i >= rest {
-            return None;
+            return Best::NONE;
         }
         if matches(&spill.ranges[i], flow, clock, expiry) {
-            return Some(spill.ranges[i]);
+            return Best::of(&spill.ranges[i]);
         }
     }
-    None
+    Best::NONE
 }
 
 #[inline(always)]
@@ -149,23 +195,4 @@ fn matches(range: &Range, flow: &Flow, clock: &impl Clock, expiry: bool) -> bool
         && flow.port >= range.lo
         && flow.port <= range.hi
         && if expiry { range.expires == 0 || clock.boot_seconds().0 < range.expires } else { range.level() & 1 != 0 }
-}
-
-/// Why nothing matched, given what would allow the flow if nothing ever ran out.
-#[inline(always)]
-const fn no_match(without_expiry: Option<Range>) -> Reason {
-    match without_expiry {
-        Some(range) if matches!(range.level(), level::ALLOW | level::OVERRIDE_ALLOW) => Reason::Expired,
-        _ => Reason::NoRule,
-    }
-}
-
-#[inline(always)]
-const fn decision(range: &Range) -> Decision {
-    let (allow, reason) = match range.level() {
-        level::OVERRIDE_DENY => (false, Reason::OverrideDeny),
-        level::OVERRIDE_ALLOW | level::ALLOW => (true, Reason::Allowed),
-        _ => (false, Reason::DenyRule),
-    };
-    Decision { allow, reason, rule: RuleNumber(range.rule), valid_until: BootSeconds(range.expires) }
 }

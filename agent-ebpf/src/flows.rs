@@ -10,11 +10,14 @@ use agent_common::{
     layout::{FlowKey, FlowState, TICK_SHIFT, idle_limit, ways},
     parse::tcp,
 };
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::{
+    btf_maps::HashMap,
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+};
 
 use crate::{
     atomic,
-    maps::{FLOW_QUOTA, FLOWS},
+    maps::{FLOW_QUOTA, FLOWS, NO_PREALLOC},
     policy,
     sockets::{self, Addr},
 };
@@ -185,7 +188,17 @@ pub fn record(key: &FlowKey, epoch: u32, valid_until: u32, peer_cgroup: u64) -> 
 /// Counts one more entry of an owner. False: it has as many as it may have.
 #[inline(always)]
 pub fn takes_room(owner: u64, quota: u32) -> bool {
-    match FLOW_QUOTA.get_ptr_mut(owner) {
+    takes_room_in(&FLOW_QUOTA, owner, quota)
+}
+
+/// Counts one more entry of an owner in a map of counts. False: it has as many as it may have.
+#[inline(always)]
+pub fn takes_room_in<const N: usize>(
+    counts: &'static HashMap<u64, u64, N, NO_PREALLOC>,
+    owner: u64,
+    quota: u32,
+) -> bool {
+    match counts.get_ptr_mut(owner) {
         Some(used) => {
             // Below zero is what two that give back at once may leave behind.
             // SAFETY: a live u64.
@@ -198,7 +211,7 @@ pub fn takes_room(owner: u64, quota: u32) -> bool {
         }
         // The first of this owner. Another CPU may be first as well: one entry goes uncounted
         // until the next sweep.
-        None => FLOW_QUOTA.insert(owner, 1, 0).is_ok(),
+        None => counts.insert(owner, 1, 0).is_ok(),
     }
 }
 

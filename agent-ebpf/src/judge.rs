@@ -1,18 +1,20 @@
 //! A case: one attempt with both ends named, and the judgement on it.
 
 use agent_common::{
-    builtin,
+    builtin::{self, DNS_PORT},
+    decide::{Best, best, unknown_end},
     flow::{Direction, Flow, icmp_port, proto},
     id::{IdentityId, RuleNumber},
-    layout::{FlowKey, Hook, IdentSlot, KnownBy, Role},
+    layout::{AddrNames, FlowKey, Hook, IdentSlot, KnownBy, Role},
     parse::{Packet, plain::Plain},
     verdict::{Decision, Mode, Verdict},
 };
 
 use crate::{
     flows, log,
+    maps::DNS_ADDRS,
     peer::Peer,
-    policy,
+    policy::{self, BootClock, KernelPolicy},
     sockets::{self, Addr},
 };
 
@@ -62,8 +64,10 @@ pub struct Case {
     pub leaves: bool,
     /// Whether this end called or was called.
     pub role: Role,
+    /// The flow was let pass before, under this policy or another.
+    pub is_running: bool,
     /// Zero.
-    reserved: [u8; 6],
+    reserved: [u8; 5],
 }
 
 const _: () = assert!(size_of::<Case>() == 4 * 16 + 3 * 8 + 3 * 4 + 4 * 2 + 12);
@@ -93,7 +97,8 @@ impl Case {
             hook: hook as u8,
             leaves,
             role: if leaves { Role::Caller } else { Role::Callee },
-            reserved: [0; 6],
+            is_running: false,
+            reserved: [0; 5],
         }
     }
 
@@ -134,6 +139,12 @@ impl Case {
     #[inline(always)]
     pub const fn echo(&self) -> Option<u8> {
         self.as_icmp().echo()
+    }
+
+    /// Says whether a datagram that comes in can be the answer of a resolver.
+    #[inline(always)]
+    pub const fn may_be_answer(&self) -> bool {
+        !self.leaves && matches!(self.role, Role::Caller) && self.proto == proto::UDP && self.peer_port == DNS_PORT
     }
 
     /// The key of its flow in the table, under an owner; the direction is still to be set.
@@ -223,8 +234,14 @@ impl Case {
             *out = Decision::builtin(RuleNumber::BUILTIN_SELF);
             return;
         }
-        let may_be_dns = policy::decide_counted(&self.flow(), self.epoch, out);
-        if may_be_dns && self.asks_resolver() {
+        let flow = self.flow();
+        *out = match unknown_end(&flow) {
+            Some(reason) => Decision::deny(reason),
+            None if self.peer.is_outside => Best(ew_best_by_names(self)).decision(),
+            None => Best(ew_best(self, 0)).decision(),
+        };
+        policy::ew_count_hit(out.rule.0, self.epoch & 1);
+        if builtin::may_be_dns(out, &flow) && self.asks_resolver() {
             *out = Decision::builtin(RuleNumber::BUILTIN_DNS);
         }
     }
@@ -246,4 +263,51 @@ impl Case {
     pub const fn typed_mode(&self) -> Mode {
         Mode::from_u8(self.mode())
     }
+}
+
+/// Looks for what decides a case, with the other end under another name unless that is 0: see [`Best`].
+///
+/// Global, so that the verifier checks it once and not for every state of every caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_best(case: *const Case, name: u64) -> u64 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    let mut flow = case.flow();
+    if name != 0 {
+        match case.role {
+            Role::Callee => flow.from = IdentityId(name),
+            Role::Caller | Role::Unknown => flow.to = IdentityId(name),
+        }
+    }
+    best(&KernelPolicy { side: case.epoch & 1 }, &flow, &BootClock).0
+}
+
+/// As [`ew_best`], under every name of the other end: its own, and those that answers of resolvers gave to its address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_best_by_names(case: *const Case) -> u64 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(asked) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    let mut best = Best(ew_best(case, 0));
+    if policy::settings(asked.epoch & 1).is_none_or(|settings| settings.dns_quota == 0) {
+        return best.0;
+    }
+    // Before Linux 6.2 a key is on the stack or in a map, and nowhere else.
+    let key = asked.peer_addr;
+    // SAFETY: a live element, whose words programs store one by one.
+    let Some(names) = (unsafe { DNS_ADDRS.get(key) }) else {
+        return best.0;
+    };
+    let now = policy::boot_seconds();
+    for (name, &until) in names.names.iter().zip(&names.until) {
+        if AddrNames::counts(*name, until, now, asked.is_running) {
+            best = best.or(Best(ew_best(case, name.0)));
+        }
+    }
+    best.0
 }

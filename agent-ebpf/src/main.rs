@@ -10,6 +10,7 @@
 #![allow(internal_features)]
 
 mod atomic;
+mod dns;
 mod emit;
 mod flows;
 mod fragments;
@@ -24,6 +25,7 @@ mod memory;
 mod on_error;
 mod peer;
 mod policy;
+mod quotes;
 mod sockets;
 mod who;
 

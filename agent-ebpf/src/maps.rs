@@ -5,13 +5,15 @@
 use agent_common::{
     addr::Addr,
     layout::{
-        DenyCounter, DenyKey, DenyRecord, DenyStat, DeviceEntry, EdgeEntry, EdgeKey, FlowKey, FlowState, IdentEntry,
-        PrefixKey, RuleStat, Settings, SockState, SpillEntry, UidKey,
+        AddrEntry, AddrNames, DNS_NAMES_MAX, DenyCounter, DenyKey, DenyRecord, DenyStat, DeviceEntry, EdgeEntry,
+        EdgeKey, FlowKey, FlowState, IdentEntry, NameKey, PrefixKey, RuleStat, Settings, SockState, SpillEntry, UidKey,
     },
+    parse::dns,
 };
 use aya_ebpf::{btf_maps as bm, macros::btf_map};
 
-const NO_PREALLOC: usize = 1;
+/// `BPF_F_NO_PREALLOC` of linux/bpf.h.
+pub const NO_PREALLOC: usize = 1;
 
 /// Policy, by side. The agent fills the idle side before the epoch names it; programs read.
 /// Full: the agent counts before it writes, and refuses the policy.
@@ -29,9 +31,46 @@ pub static SPILL: bm::ArrayOfMaps<bm::Array<SpillWords, 4_096>, 2> = bm::ArrayOf
 
 type SpillWords = [u32; size_of::<SpillEntry>() / 4];
 
-/// Prefix -> external or set, by side. As `edges`.
+/// Prefix -> external or set, by side. As `edges`; the value is an [`AddrEntry`].
 #[btf_map(name = "addr_ext")]
-pub static ADDR_EXT: bm::ArrayOfMaps<Trie<PrefixKey, u64, 16_384>, 2> = bm::ArrayOfMaps::new();
+pub static ADDR_EXT: bm::ArrayOfMaps<Trie<PrefixKey, AddrWords, 16_384>, 2> = bm::ArrayOfMaps::new();
+
+type AddrWords = [u64; size_of::<AddrEntry>() / 8];
+
+/// DNS name -> externals, by side. As `edges`; a value is [`DNS_NAMES_MAX`] identities, 0 = none.
+#[btf_map(name = "dns_names")]
+pub static DNS_NAMES: bm::ArrayOfMaps<Trie<NameKey, [u64; DNS_NAMES_MAX], 4_096>, 2> = bm::ArrayOfMaps::new();
+
+/// Address -> externals that answers of resolvers name with it. Written by programs, swept by the agent.
+/// Full: the address stays unknown, which is counted.
+#[btf_map(name = "dns_addrs")]
+pub static DNS_ADDRS: bm::HashMap<Addr, AddrNames, 65_536, NO_PREALLOC> = bm::HashMap::new();
+
+/// Addresses that an external has in `dns_addrs`. Raised by programs, set right by the agent's sweep.
+/// Full: as there.
+#[btf_map(name = "dns_used")]
+pub static DNS_USED: bm::HashMap<u64, u64, 4_096, NO_PREALLOC> = bm::HashMap::new();
+
+/// Room for one answer of a resolver, for each CPU.
+#[btf_map(name = "dns_room")]
+pub static DNS_ROOM: bm::PerCpuArray<DnsRoom, 1> = bm::PerCpuArray::new();
+
+/// See [`DNS_ROOM`]. Programs that use it run one at a time on a CPU, because they are called for packets that come in.
+#[repr(C)]
+pub struct DnsRoom {
+    /// The answer.
+    pub message: [u8; dns::MESSAGE_BYTES],
+    /// The name it is about.
+    pub name: [u8; dns::NAME_BYTES],
+    /// The key of that name.
+    pub key: NameKey,
+    /// Zero.
+    pub reserved: u32,
+    /// The externals of that name.
+    pub externals: [u64; DNS_NAMES_MAX],
+    /// The names of an address that has none yet.
+    pub new: AddrNames,
+}
 
 /// Cgroup -> identity. Written by the agent, and by `ew_cgrp_mkdir` for a cgroup that is just made.
 /// Full: a cgroup without an entry is `unknown`, and the agent raises an alert.

@@ -6,7 +6,7 @@
 use agent_common::{
     flow::proto,
     id::IdentityId,
-    layout::{KnownBy, PrefixKey},
+    layout::{AddrEntry, KnownBy, PrefixKey, addr_flags},
 };
 use aya_ebpf::{
     bindings::bpf_sock,
@@ -27,8 +27,10 @@ pub struct Peer {
     pub id: IdentityId,
     /// How it is known.
     pub known_by: KnownBy,
+    /// The address may have names by DNS: no workload is known to be there.
+    pub is_outside: bool,
     /// Zero: see [`crate::judge::Case`].
-    reserved: [u8; 7],
+    reserved: [u8; 6],
 }
 
 impl Peer {
@@ -38,7 +40,13 @@ impl Peer {
     /// Somebody.
     #[inline(always)]
     pub const fn new(id: IdentityId, known_by: KnownBy) -> Self {
-        Self { id, known_by, reserved: [0; 7] }
+        Self { id, known_by, is_outside: false, reserved: [0; 6] }
+    }
+
+    /// Somebody of whom nothing but the address is known, and what that stands for.
+    #[inline(always)]
+    const fn outside(id: IdentityId, known_by: KnownBy) -> Self {
+        Self { is_outside: true, ..Self::new(id, known_by) }
     }
 }
 
@@ -137,15 +145,16 @@ pub fn by_address(addr: &Addr, side: u32) -> Peer {
     let (c, d) = sockets::halves(addr[1]);
     let key: [u32; 5] = [128, a, b, c, d];
     const _: () = assert!(size_of::<[u32; 5]>() == size_of::<PrefixKey>());
-    // SAFETY: an inner map of `addr_ext`; its values are u64 and not written while their side is used.
-    let id = unsafe {
+    // SAFETY: an inner map of `addr_ext`; its values are not written while their side is used.
+    let entry = unsafe {
         bpf_map_lookup_elem(core::ptr::from_ref(trie).cast_mut().cast(), core::ptr::from_ref(&key).cast())
-            .cast::<u64>()
+            .cast::<AddrEntry>()
             .as_ref()
     };
-    match id {
-        Some(&id) => Peer::new(IdentityId(id), KnownBy::Address),
-        None => Peer::new(IdentityId::WORLD, KnownBy::World),
+    match entry {
+        Some(entry) if entry.flags & addr_flags::LABELLED != 0 => Peer::new(entry.id, KnownBy::Address),
+        Some(entry) => Peer::outside(entry.id, KnownBy::Address),
+        None => Peer::outside(IdentityId::WORLD, KnownBy::World),
     }
 }
 

@@ -3,11 +3,9 @@
 use agent_common::{
     addr::Addr,
     builtin,
-    decide::{Clock, PolicyMap, decide},
-    flow::{Direction, Flow},
-    id::{BootSeconds, IdentityId, RuleNumber},
+    decide::{Clock, PolicyMap},
+    id::BootSeconds,
     layout::{EdgeEntry, EdgeKey, Settings, SpillEntry},
-    verdict::{Decision, Reason},
 };
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_map_lookup_elem};
 
@@ -15,7 +13,8 @@ use crate::maps::{EDGES, EPOCH, RULE_STATS, SETTINGS, SPILL};
 
 /// One side of the policy maps.
 pub struct KernelPolicy {
-    side: u32,
+    /// The side.
+    pub side: u32,
 }
 
 impl PolicyMap for KernelPolicy {
@@ -40,7 +39,7 @@ impl PolicyMap for KernelPolicy {
 }
 
 /// The boot clock.
-struct BootClock;
+pub struct BootClock;
 
 impl Clock for BootClock {
     #[inline(always)]
@@ -73,72 +72,15 @@ pub fn settings(side: u32) -> Option<&'static Settings> {
     SETTINGS.get(side)
 }
 
-/// Decides a flow under one epoch and counts the hit of the rule. Says whether the built-in `dns` may allow
-/// it all the same.
-#[inline(always)]
-pub fn decide_counted(flow: &Flow, epoch: u32, out: &mut Decision) -> bool {
-    let question = Question {
-        from: flow.from.0,
-        to: flow.to.0,
-        port: u32::from(flow.port),
-        proto: u16::from(flow.proto),
-        direction: flow.direction as u16,
-    };
-    let mut answer = Answer::default();
-    let said = ew_decide(&raw const question, &raw mut answer, epoch);
-    *out = Decision {
-        allow: said & ALLOW != 0,
-        reason: Reason::from_u8(said as u8).unwrap_or(Reason::Internal),
-        rule: RuleNumber(answer.rule),
-        valid_until: BootSeconds(answer.valid_until),
-    };
-    said & MAY_BE_DNS != 0
-}
-
-/// Bits of what [`ew_decide`] returns, above the reason. Without them it is a denial.
-const ALLOW: u32 = 1 << 8;
-/// See [`ALLOW`].
-const MAY_BE_DNS: u32 = 1 << 9;
-
-/// A flow in integers: what crosses the border of a function that the verifier checks by itself.
-#[repr(C)]
-pub struct Question {
-    from: u64,
-    to: u64,
-    port: u32,
-    proto: u16,
-    direction: u16,
-}
-
-/// The rest of a decision, which does not fit into what is returned. Few bytes: the stack of the callers is short.
-#[derive(Default)]
-#[repr(C)]
-pub struct Answer {
-    rule: u32,
-    valid_until: u32,
-}
-
-/// Global, so that the verifier checks the decision once and not for every state of every caller.
+/// Counts the hit of a rule.
+///
+/// Global, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ew_decide(question: *const Question, answer: *mut Answer, epoch: u32) -> u32 {
-    // SAFETY: the verifier knows the sizes behind both pointers, and that they may be null.
-    let (Some(question), Some(answer)) = (unsafe { question.as_ref() }, unsafe { answer.as_mut() }) else {
-        return 0;
-    };
-    let side = epoch & 1;
-    let direction = if question.direction == 0 { Direction::Egress } else { Direction::Ingress };
-    let flow = Flow {
-        from: IdentityId(question.from),
-        to: IdentityId(question.to),
-        proto: question.proto as u8,
-        port: question.port as u16,
-        direction,
-    };
-    let decision = decide(&KernelPolicy { side }, &flow, &BootClock);
-    if let Some(settings) = settings(side)
-        && decision.rule.0 <= settings.rules
-        && let Some(stat) = RULE_STATS.get_ptr_mut(settings.stats_base.wrapping_add(decision.rule.0))
+pub extern "C" fn ew_count_hit(rule: u32, side: u32) -> u32 {
+    if let Some(settings) = settings(side & 1)
+        && rule <= settings.rules
+        && let Some(stat) = RULE_STATS.get_ptr_mut(settings.stats_base.wrapping_add(rule))
     {
         // SAFETY: this CPU's share; a program that interrupts this one may add to it in between, which
         // loses one hit of a statistic and nothing else.
@@ -147,11 +89,7 @@ pub extern "C" fn ew_decide(question: *const Question, answer: *mut Answer, epoc
             (*stat).last_ns = bpf_ktime_get_coarse_ns();
         }
     }
-    answer.rule = decision.rule.0;
-    answer.valid_until = decision.valid_until.0;
-    let allow = if decision.allow { ALLOW } else { 0 };
-    let may_be_dns = if builtin::may_be_dns(&decision, &flow) { MAY_BE_DNS } else { 0 };
-    u32::from(decision.reason as u8) | allow | may_be_dns
+    0
 }
 
 /// Says whether an address is one of a resolver of this node.
@@ -165,4 +103,17 @@ pub fn is_resolver(addr: &Addr, epoch: u32) -> bool {
 #[inline(never)]
 pub extern "C" fn ew_is_resolver(first: u64, second: u64, epoch: u32) -> u32 {
     settings(epoch & 1).map_or(0, |settings| u32::from(builtin::is_resolver(&[first, second], &settings.resolvers)))
+}
+
+/// Says whether an address is one of a resolver whose answers name externals.
+#[inline(always)]
+pub fn names_externals(addr: &Addr, epoch: u32) -> bool {
+    ew_names_externals(addr[0], addr[1], epoch) != 0
+}
+
+/// As [`ew_is_resolver`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_names_externals(first: u64, second: u64, epoch: u32) -> u32 {
+    settings(epoch & 1).map_or(0, |settings| u32::from(builtin::is_resolver(&[first, second], &settings.dns_resolvers)))
 }

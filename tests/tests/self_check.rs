@@ -7,7 +7,7 @@ use std::{
 
 use agent_common::{
     id::{BootSeconds, IdentityId},
-    layout::{EdgeEntry, EdgeKey, IdentSlot, LAYOUT_VERSION, Settings, names::map},
+    layout::{AddrEntry, EdgeEntry, EdgeKey, IdentSlot, LAYOUT_VERSION, Settings, names::map},
 };
 use eastwall::{
     datapath::{Datapath, DatapathError, Identities, Prepared, Questions, Table, open_pin},
@@ -86,7 +86,7 @@ fn a_side_that_does_not_say_what_was_written_is_found_before_the_flip() {
         }),
         ("an address that is somebody else", "the address", |p, case, _, _| {
             for prefix in case.map.prefixes.keys() {
-                p.prefixes.put(prefix, &IdentityId(499)).unwrap();
+                p.prefixes.put(prefix, &AddrEntry { id: IdentityId(499), flags: 0 }).unwrap();
             }
         }),
         ("a cgroup that is somebody else", "the cgroup 78", |_, _, datapath, identities| {

@@ -24,9 +24,18 @@ pub struct Settings {
     pub flow_quota: u32,
     /// Whom the built-in `dns` lets every workload ask; unused entries are zero, and all of them if it is off.
     pub resolvers: [Addr; RESOLVERS_MAX],
+    /// Cookie of the host's network namespace, in which nobody but the host has the addresses of resolvers.
+    pub host_netns: u64,
+    /// Whose answers name externals; as `resolvers`, but all zero if no external has a DNS name.
+    pub dns_resolvers: [Addr; RESOLVERS_MAX],
+    /// Addresses that one external may have by DNS.
+    pub dns_quota: u32,
+    /// Zero.
+    pub reserved_end: u32,
 }
-layout!(Settings, size 152, unknown_mode @ 0, reserved @ 1, stats_base @ 4, rules @ 8, event_burst @ 12,
-    event_per_second @ 16, flow_quota @ 20, resolvers @ 24);
+layout!(Settings, size 296, unknown_mode @ 0, reserved @ 1, stats_base @ 4, rules @ 8, event_burst @ 12,
+    event_per_second @ 16, flow_quota @ 20, resolvers @ 24, host_netns @ 152, dns_resolvers @ 160, dns_quota @ 288,
+    reserved_end @ 292);
 
 /// Index in `deny_counts`. Every path of a denial adds to `Denied` and to exactly one of `Emitted`,
 /// `Repeated`, `Folded`, `Ring`.
@@ -51,6 +60,12 @@ pub enum DenyCounter {
     Cached = 7,
     /// Decisions made.
     Decided = 8,
+    /// Answers of resolvers that name an external, and were read.
+    DnsRead = 9,
+    /// Answers that could not be read, or not to their end.
+    DnsUnread = 10,
+    /// Addresses of an external for which there was no room: they stay unknown.
+    DnsFull = 11,
 }
 
 impl DenyCounter {

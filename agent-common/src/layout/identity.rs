@@ -99,3 +99,20 @@ pub struct PrefixKey {
     pub addr: [u8; 16],
 }
 layout!(PrefixKey, size 20, bits @ 0, addr @ 4);
+
+/// Bits of [`AddrEntry::flags`].
+pub mod addr_flags {
+    /// A workload of another host is there, so no external names the address, whatever DNS says.
+    pub const LABELLED: u64 = 1;
+}
+
+/// Value of `addr_ext`: what an address stands for.
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub struct AddrEntry {
+    /// An identity, or a set of them.
+    pub id: IdentityId,
+    /// Bits of [`addr_flags`].
+    pub flags: u64,
+}
+layout!(AddrEntry, size 16, id @ 0, flags @ 8);

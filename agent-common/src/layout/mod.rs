@@ -22,6 +22,7 @@ macro_rules! layout {
 }
 
 mod config;
+mod dns;
 mod edge;
 mod event;
 mod flow;
@@ -29,6 +30,7 @@ mod identity;
 pub mod names;
 
 pub use config::{DenyCounter, Settings};
+pub use dns::{AddrNames, DNS_NAMES_MAX, DNS_TEXT_BYTES, DNS_TEXT_MAX, DNS_TTL_MAX, DNS_TTL_MIN, NameKey};
 pub use edge::{EdgeEntry, EdgeKey, INLINE_RANGES, Range, RuleStat, SPILL_RANGES, SpillEntry, level};
 pub use event::{DenyKey, DenyRecord, DenyStat, Hook, KnownBy, record_flags};
 pub use flow::{
@@ -36,4 +38,6 @@ pub use flow::{
     SOCKET_REMEMBERS_JIFFIES, SOCKET_REMEMBERS_TICKS, SYN_FOLLOWS_JIFFIES, SockState, TICK_SHIFT, device_owner,
     fragments_owner, idle_limit, is_of_device, ways,
 };
-pub use identity::{DeviceEntry, IdentEntry, IdentSlot, PrefixKey, UidKey, flags as ident_flags, hardware};
+pub use identity::{
+    AddrEntry, DeviceEntry, IdentEntry, IdentSlot, PrefixKey, UidKey, addr_flags, flags as ident_flags, hardware,
+};

@@ -6,8 +6,14 @@ pub mod map {
     pub const EDGES: &str = "edges";
     /// `ARRAY_OF_MAPS` of 2: array of [`super::super::SpillEntry`], by side.
     pub const SPILL: &str = "spill";
-    /// `ARRAY_OF_MAPS` of 2: LPM trie [`super::super::PrefixKey`] -> identity number, by side.
+    /// `ARRAY_OF_MAPS` of 2: LPM trie [`super::super::PrefixKey`] -> [`super::super::AddrEntry`], by side.
     pub const ADDR_EXT: &str = "addr_ext";
+    /// `ARRAY_OF_MAPS` of 2: LPM trie [`super::super::NameKey`] -> identities of externals, by side.
+    pub const DNS_NAMES: &str = "dns_names";
+    /// Hash: address, 16 bytes -> [`super::super::AddrNames`].
+    pub const DNS_ADDRS: &str = "dns_addrs";
+    /// Hash: identity of an external -> number of its addresses in `dns_addrs`.
+    pub const DNS_USED: &str = "dns_used";
     /// Hash: cgroup id -> [`super::super::IdentEntry`].
     pub const CGRP_IDENT: &str = "cgrp_ident";
     /// Hash: [`super::super::UidKey`] -> [`super::super::IdentEntry`].
@@ -42,10 +48,13 @@ pub mod map {
     pub const CGROUP_EVENTS: &str = "cgroup_events";
 
     /// Every map, in the order in which they are pinned.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 22] = [
         EDGES,
         SPILL,
         ADDR_EXT,
+        DNS_NAMES,
+        DNS_ADDRS,
+        DNS_USED,
         CGRP_IDENT,
         UID_IDENT,
         DEV_OWNER,

@@ -1,5 +1,6 @@
 //! Header bytes -> addresses, protocol, ports. Parses fully or says why not; never panics.
 
+pub mod dns;
 pub mod frame;
 mod ip;
 pub mod plain;

@@ -2,6 +2,7 @@
 //! cgroup_skb egress and ingress: the boundary. Everything a socket sends or receives passes here.
 
 use agent_common::{
+    builtin::DNS_PORT,
     flow::proto,
     id::RuleNumber,
     layout::{DenyRecord, Hook, KnownBy, Role, SockState, record_flags},
@@ -16,7 +17,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit, flows,
+    dns, emit, flows,
     flows::Known,
     headers,
     judge::Case,
@@ -90,7 +91,7 @@ fn judge(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> i32 {
     if case.proto == proto::TCP {
         tcp_case(skb, &mut case, &mut decision)
     } else {
-        flow_case(skb, &mut case, &mut decision)
+        flow_case(skb, &mut case, &mut decision, leaves)
     }
 }
 
@@ -172,7 +173,10 @@ fn tcp_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i3
     case.role = match sk_state {
         state::LISTEN => Role::Callee,
         state::SYN_SENT => Role::Caller,
-        _ => sticky_role(skb, sk, case),
+        _ => {
+            case.is_running = true;
+            sticky_role(skb, sk, case)
+        }
     };
     decide(skb, case, decision);
     if let Some(stored) = sockets::storage(sk) {
@@ -213,7 +217,7 @@ fn sticky_role(skb: *mut __sk_buff, sk: *mut bpf_sock, case: &Case) -> Role {
 
 /// Everything but TCP: the state is in the flow table, or in the storage of a connected UDP socket.
 #[inline(always)]
-fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i32 {
+fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision, leaves: bool) -> i32 {
     if case.leaves && case.proto == proto::UDP && case.ifindex == LOOPBACK {
         ew_skb_say_who_sends(skb, case);
     }
@@ -223,6 +227,9 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
     case.role = if case.leaves == reply { Role::Callee } else { Role::Caller };
     match known {
         Known::Live(valid_until) => {
+            if !leaves && case.may_be_answer() {
+                ew_skb_hear_answer(skb, case);
+            }
             ew_skb_remember_datagram(skb, case, valid_until);
             return Verdict::Allow as i32;
         }
@@ -230,7 +237,8 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
             *decision = on_error(&Error::NoFlow);
             return finish(skb, case, decision);
         }
-        Known::Stale | Known::No => {}
+        Known::Stale => case.is_running = true,
+        Known::No => {}
     }
     if echo == Some(0) {
         // The rule for an echo flow is the one for its request.
@@ -240,6 +248,9 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) -> i
     if passes(case, decision) {
         if !case.leaves && matches!(case.role, Role::Callee) {
             mark_called(skb);
+        }
+        if !leaves && case.may_be_answer() {
+            ew_skb_hear_answer(skb, case);
         }
         let recorded = flows::record(&key, case.epoch, decision.valid_until.0, case.peer_cgroup);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies
@@ -294,6 +305,31 @@ fn mark_called(skb: *mut __sk_buff) {
     }
 }
 
+/// Learns from an answer of a resolver which addresses externals have: one that came to the host's own network. In the
+/// network of a workload that workload says who has which address; what comes to it by a device is heard there.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_skb_hear_answer(skb: *mut __sk_buff, case: *const Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    let Some(stored) = sockets::full(skb).and_then(sockets::stored) else {
+        return 0;
+    };
+    let Some(settings) = policy::settings(case.epoch & 1) else {
+        return 0;
+    };
+    // SAFETY: storage of a live socket.
+    if settings.dns_quota != 0
+        && unsafe { (*stored).netns } == settings.host_netns
+        && policy::names_externals(&case.peer_addr, case.epoch)
+    {
+        dns::hear(skb, case, 0);
+    }
+    0
+}
+
 /// Lets a UDP socket remember a flow: its only one if it is connected, and else its last. Says whether it
 /// is connected and remembers.
 #[unsafe(no_mangle)]
@@ -318,6 +354,10 @@ fn remember_datagram(skb: *mut __sk_buff, case: &Case, valid_until: u32) -> bool
     }
     let (addr, port) = sockets::peer(sk);
     let to = &case.peer_addr;
+    // An answer that may name an external is looked at, each one.
+    if case.peer_port == DNS_PORT && policy::names_externals(&case.peer_addr, case.epoch) {
+        return false;
+    }
     // What a connected socket sends to somebody else is no reason to forget its peer.
     if port != 0 && (port != case.peer_port || addr[0] != to[0] || addr[1] != to[1]) {
         return false;

@@ -74,7 +74,9 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     // SAFETY: storage of the caller's socket; helpers of the calling task.
     let acting = unsafe { bpf_get_current_cgroup_id() };
     // SAFETY: as above.
-    if matches!(hook, Hook::Sendmsg4 | Hook::Sendmsg6) && goes_on(unsafe { &*stored }, acting, epoch, &addr, port) {
+    let is_running = matches!(hook, Hook::Sendmsg4 | Hook::Sendmsg6) && remembers(unsafe { &*stored }, &addr, port);
+    // SAFETY: as above.
+    if is_running && goes_on(unsafe { &*stored }, acting, epoch) {
         return 1;
     }
     // SAFETY: as above.
@@ -87,7 +89,7 @@ fn judge(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         return 1;
     }
     let mut case = Case::new(hook, true, cgroup, IdentSlot::default(), epoch);
-    (case.peer_addr, case.peer_port) = (addr, port);
+    (case.peer_addr, case.peer_port, case.is_running) = (addr, port, is_running);
     case.proto = match (kind, protocol) {
         // MPTCP has a number of its own above 255; on the wire it is TCP.
         (sockets::STREAM, 262) => proto::TCP,
@@ -116,17 +118,18 @@ pub extern "C" fn ew_sa_judge(ctx: *mut bpf_sock_addr, case: *mut Case, acting: 
     judge_case(ctx, case, acting, was_called != 0)
 }
 
-/// Says whether a datagram belongs to the flow that the socket remembers, and its own workload sends it.
+/// Says whether a datagram belongs to the flow that the socket remembers, under whatever policy.
 ///
 /// Nothing is unsealed here, and need not be: the packet hook looks at the same verdict, and more closely.
 #[inline(always)]
-const fn goes_on(stored: &SockState, acting: u64, epoch: u32, addr: &Addr, port: u16) -> bool {
-    stored.epoch == epoch
-        && stored.seal != 0
-        && stored.cgroup == acting
-        && stored.peer_port == port
-        && stored.peer_addr[0] == addr[0]
-        && stored.peer_addr[1] == addr[1]
+const fn remembers(stored: &SockState, addr: &Addr, port: u16) -> bool {
+    stored.seal != 0 && stored.peer_port == port && stored.peer_addr[0] == addr[0] && stored.peer_addr[1] == addr[1]
+}
+
+/// Says whether the verdict that the socket remembers is of this policy, and its own workload sends.
+#[inline(always)]
+const fn goes_on(stored: &SockState, acting: u64, epoch: u32) -> bool {
+    stored.epoch == epoch && stored.cgroup == acting
 }
 
 #[inline(always)]

@@ -10,9 +10,10 @@
 
 use agent_common::{
     addr,
+    builtin::DNS_PORT,
     flow::proto,
     layout::{DeviceEntry, FlowKey, Hook, Role, device_owner, ident_flags, record_flags},
-    parse::{Packet, plain::Plain, tcp},
+    parse::{Packet, frame::HEADER_BYTES, plain::Plain, tcp},
     verdict::{Decision, Reason, Verdict},
 };
 use aya_ebpf::{
@@ -26,13 +27,13 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit,
+    dns, emit,
     flows::{self, Known},
     fragments, frames,
     judge::Case,
     maps::DEV_OWNER,
     on_error::{Error, on_error},
-    peer, policy,
+    peer, policy, quotes,
     sockets::{self, Addr, Tuple},
     who,
 };
@@ -127,6 +128,10 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
         flows::key(owner, &dst, &src, dst_port, src_port, proto)
     };
     // Who calls has the higher port, nearly always: so one look is enough.
+    // An answer that may name an external is looked at, each one.
+    if !leaves && src_port == DNS_PORT && proto == proto::UDP && policy::names_externals(&src, epoch) {
+        return false;
+    }
     let by_own = src_port > dst_port;
     by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
         || !flows::asks(proto, tcp_flags, None) && is_live(&mut key, epoch, leaves, tcp_flags, true)
@@ -187,17 +192,22 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool,
     // An error is part of the flow that it is about, whatever a rule says.
     if case.as_icmp().is_icmp_error() {
         return match if leaves {
-            quotes_flow::<true>(skb, &case, owner)
+            quotes::flow::<true>(skb, &case, owner)
         } else {
-            quotes_flow::<false>(skb, &case, owner)
+            quotes::flow::<false>(skb, &case, owner)
         } {
             frames::PACKET => TCX_NEXT,
-            NO_FLOW => finish(skb, &case, &decision),
+            quotes::NO_FLOW => finish(skb, &case, &decision),
             failed => finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
         };
     }
     match ew_tc_look_up(&raw mut case, owner) {
-        PASSES if !is_first || fragments::approve(skb, &case, sharer) => return TCX_NEXT,
+        PASSES if !is_first || fragments::approve(skb, &case, sharer) => {
+            if !leaves {
+                ew_tc_hear_answer(skb, &raw const case);
+            }
+            return TCX_NEXT;
+        }
         PASSES => return finish(skb, &case, &on_error(&Error::FlowTableFull)),
         ASKS => {}
         _ if case.proto == proto::TCP && ew_tc_is_open(skb, &raw mut case, netns) != 0 => {}
@@ -211,7 +221,11 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool,
         // A flow that is not recorded has replies that look like new flows.
         decision = on_error(&Error::FlowTableFull);
     }
-    finish(skb, &case, &decision)
+    let code = finish(skb, &case, &decision);
+    if !leaves && code == TCX_NEXT {
+        ew_tc_hear_answer(skb, &raw const case);
+    }
+    code
 }
 
 /// Says whether ARP or neighbour discovery from a workload is about addresses of its own: the sender's, and the one that
@@ -309,33 +323,6 @@ pub extern "C" fn ew_tc_name_receiver(skb: *mut __sk_buff, case: *mut Case, netn
     0
 }
 
-/// What [`quotes_flow`] returns for a packet of no flow.
-const NO_FLOW: u32 = u32::MAX;
-
-/// Looks whether an ICMP error quotes a packet of a flow that may pass, and is on its way to who sent that one:
-/// [`frames::PACKET`], [`NO_FLOW`], or an error of the quote.
-#[inline(never)]
-fn quotes_flow<const LEAVES: bool>(skb: *mut __sk_buff, case: &Case, owner: u64) -> u32 {
-    let mut quoted = Packet::default();
-    let said = frames::ew_read_quote(skb, &raw mut quoted);
-    if said != frames::PACKET {
-        return said;
-    }
-    let (src, dst) = (sockets::load(&quoted.src), sockets::load(&quoted.dst));
-    // An echo has its identifier at both ends.
-    let (a, b) = (quoted.src_port | quoted.icmp_id, quoted.dst_port | quoted.icmp_id);
-    let to = if LEAVES { &case.peer_addr } else { &case.local_addr };
-    if to[0] != src[0] || to[1] != src[1] {
-        return NO_FLOW;
-    }
-    let mut key = if LEAVES {
-        flows::key(owner, dst, src, b, a, quoted.proto)
-    } else {
-        flows::key(owner, src, dst, a, b, quoted.proto)
-    };
-    if flows::is_live(&mut key, case.epoch) { frames::PACKET } else { NO_FLOW }
-}
-
 /// What the flow table makes of a packet: it belongs to no flow and is not one that begins one.
 const BEGINS_NOTHING: u32 = 0;
 /// It belongs to a flow that may pass.
@@ -366,7 +353,8 @@ pub extern "C" fn ew_tc_look_up(case: *mut Case, owner: u64) -> u32 {
         Known::No if case.proto == proto::TCP && !flows::asks(proto::TCP, case.tcp_flags, None) || echo == Some(0) => {
             return BEGINS_NOTHING;
         }
-        Known::Stale | Known::No => {}
+        Known::Stale => case.is_running = true,
+        Known::No => {}
     }
     if echo == Some(0) {
         // The rule for an echo flow is the one for its request.
@@ -407,7 +395,22 @@ fn is_open(skb: *mut __sk_buff, case: &mut Case, netns: u32) -> bool {
         _ => peer::listens(ctx, netns, &case.local_addr, case.local_port, &case.peer_addr),
     };
     case.role = if called { Role::Callee } else { Role::Caller };
+    case.is_running = true;
     true
+}
+
+/// Learns from an answer of a resolver which addresses externals have.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_tc_hear_answer(skb: *mut __sk_buff, case: *const Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_ref() }) else {
+        return 0;
+    };
+    if case.may_be_answer() && policy::names_externals(&case.peer_addr, case.epoch) {
+        dns::hear(skb, case, HEADER_BYTES as u32);
+    }
+    0
 }
 
 /// Records that the flow of a packet may pass. False: there is no room.
@@ -431,8 +434,20 @@ const fn ends(case: &Case) -> bool {
 /// Names the other end and decides. A frame of its own: the stack holds 512 bytes over all frames.
 #[inline(never)]
 fn decide(case: &mut Case, decision: &mut Decision) {
-    case.peer = peer::by_address(&case.peer_addr, case.epoch & 1);
+    ew_tc_name_peer(case);
     case.decide(decision);
+}
+
+/// A frame of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_tc_name_peer(case: *mut Case) -> u32 {
+    // SAFETY: the verifier knows the size behind the pointer, and that it may be null.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 0;
+    };
+    case.peer = peer::by_address(&case.peer_addr, case.epoch & 1);
+    0
 }
 
 /// Applies the mode, reports a denial, returns the hook's code.

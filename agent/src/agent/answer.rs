@@ -164,6 +164,8 @@ impl Core {
             applied_seconds_ago: now.saturating_sub(self.applied_ns) / 1_000_000_000,
             modes: policy.workloads.values().map(|w| (w.name.clone(), modes(w.ingress_mode, w.egress_mode))).collect(),
             unknown_mode: self.state.unknown_mode.unwrap_or(Mode::Observe).name().to_owned(),
+            dns_names: self.state.dns_names.len(),
+            dns_addresses: self.dns.addresses,
             resolvers: self.state.resolvers.addresses().to_vec(),
             devices: self.watch.owners().devices.len(),
             addresses: self.watch.owners().addresses.len(),
@@ -219,7 +221,10 @@ impl Core {
         let overrides = self.overrides.rules();
         let now = BootSeconds(u32::try_from(clock::now().boot_ns / 1_000_000_000).unwrap_or(u32::MAX));
         let by_address = [&from, &to].into_iter().any(|party| matches!(party, Party::Address(_)));
-        let here = by_address.then(|| self.state_here());
+        let here = match by_address.then(|| self.state_here()).transpose() {
+            Ok(here) => here,
+            Err(e) => return Reply::Refused { message: format!("{e:#}"), code: code::PARTLY },
+        };
         let asked = Asked { policy, map: here.as_ref().unwrap_or(&self.state), overrides: &overrides, now };
         let answers = explain(&asked, &from, &to, &ports);
         let text: Vec<String> = answers.iter().map(ToString::to_string).collect();
@@ -283,6 +288,7 @@ impl Core {
         let compared = [
             ("edges", belief.state.edges.len()),
             ("prefixes", belief.state.prefixes.len()),
+            ("dns-names", belief.state.dns_names.len()),
             ("cgroups", identities.cgroups.len()),
             ("spills", belief.state.spill.len()),
             ("uids", identities.uids.len()),
@@ -310,6 +316,12 @@ impl Core {
             ("flows.used", size(self.datapath.flow_count()?)),
             ("flows.capacity", u64::from(self.config.capacity.flows)),
             ("prefixes.used", size(self.state.prefixes.len())),
+            ("dns.names", size(self.state.dns_names.len())),
+            ("dns.addresses", size(self.dns.addresses)),
+            ("dns.addresses-stale", size(self.dns.stale)),
+            ("dns.answers", count(DenyCounter::DnsRead)),
+            ("dns.answers-unread", count(DenyCounter::DnsUnread)),
+            ("dns.no-room", count(DenyCounter::DnsFull)),
             ("rules.used", size(self.state.rule_ids.len())),
         ]
         .map(|(name, n)| (name.to_owned(), n))

@@ -6,7 +6,7 @@ use agent_common::{id::IdentityId, layout::Settings};
 
 use crate::{
     datapath::{Held, Identities},
-    policy::{map_state::MapState, names},
+    policy::{dns_name, map_state::MapState, names},
 };
 
 /// What the agent believes is in force.
@@ -49,7 +49,10 @@ pub fn differences(belief: &Belief<'_>, held: &Held) -> Vec<String> {
     let prefix = |key: &agent_common::layout::PrefixKey| {
         format!("addr_ext: {}/{}", std::net::Ipv6Addr::from(key.addr), key.bits)
     };
-    compare(&state.prefixes, &held.prefixes, true, prefix, &mut lines);
+    let prefixes = state.prefixes.iter().map(|(key, id)| (*key, state.entry(key, *id))).collect();
+    compare(&prefixes, &held.prefixes, true, prefix, &mut lines);
+    let dns_name = |key: &agent_common::layout::NameKey| format!("dns_names: {}", dns_name::written(key));
+    compare(&state.dns_names, &held.dns_names, true, dns_name, &mut lines);
     let cgroup = |id: &u64| format!("cgrp_ident: cgroup {id}");
     compare(&identities.cgroups, &held.cgroups, false, cgroup, &mut lines);
     let owner = |key: &agent_common::layout::UidKey| format!("uid_ident: cgroup {}, uid {}", key.cgroup, key.uid);

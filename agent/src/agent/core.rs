@@ -23,13 +23,14 @@ use super::{
     roster::Roster,
     store::Store,
     surroundings::Surroundings,
+    swap::DNS_ADDRESSES,
     tamper::Upkeep,
 };
 use crate::{
     clock,
     config::Config,
     control::wire::Applied,
-    datapath::{Datapath, DatapathError, log::KernelLog, ring::Ring},
+    datapath::{Datapath, DatapathError, DnsCount, log::KernelLog, ring::Ring},
     events::{
         pipeline::{Pipeline, Tick},
         record::{LifecycleEvent, Phase, PolicyChange, Record, new_uid},
@@ -42,6 +43,9 @@ use crate::{
 
 /// How often windows end, counters are read and the directory is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Seconds between two looks at what answers of resolvers said.
+const DNS_SWEEP: u32 = 5;
 
 /// Between two looks while nothing can be heard.
 const DEAF: Duration = Duration::from_millis(50);
@@ -77,6 +81,12 @@ pub struct Core {
     pub(super) history: History,
     /// Cgroups that the kernel told of and that could not be found yet, with the number of looks.
     pub(super) unresolved: BTreeMap<u64, u32>,
+    /// Cookie of the network namespace that the agent is in: the host's.
+    pub(super) host_netns: u64,
+    /// Addresses that had a DNS name of an external at the last sweep.
+    pub(super) dns: DnsCount,
+    /// Boot second of that sweep.
+    pub(super) dns_swept: u32,
     /// Devices of workloads.
     pub(super) watch: Watch,
     /// The surroundings of the last tick, if they are not those in force.
@@ -286,6 +296,7 @@ impl Core {
     fn try_tick(&mut self) -> Result<(), DatapathError> {
         self.events_tick()?;
         self.datapath.sweep_flows(clock::flow_tick())?;
+        self.sweep_dns()?;
         self.cut_again();
         self.look_at_sums()?;
         let now = clock::unix_seconds();
@@ -310,6 +321,19 @@ impl Core {
             if let Err(e) = self.reload() {
                 warn!("{e:#}");
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets what answers said long ago. Without a name in the policy nothing is read.
+    fn sweep_dns(&mut self) -> Result<(), DatapathError> {
+        if self.state.dns_names.is_empty() && self.dns == DnsCount::default() {
+            return Ok(());
+        }
+        let now = u32::try_from(clock::now().boot_ns / 1_000_000_000).unwrap_or(u32::MAX);
+        if now >= self.dns_swept.saturating_add(DNS_SWEEP) {
+            self.dns = self.datapath.sweep_dns(now, DNS_ADDRESSES)?;
+            self.dns_swept = now;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::{
 
 use agent_common::{
     id::IdentityId,
-    layout::{PrefixKey, ident_flags},
+    layout::{AddrNames, PrefixKey, ident_flags},
 };
 use anyhow::{Context as _, Result};
 use tracing::info;
@@ -260,14 +260,26 @@ impl Core {
     }
 
     /// The policy in force, in which the addresses of workloads here stand for them: for questions about addresses.
-    pub(super) fn state_here(&self) -> MapState {
+    pub(super) fn state_here(&self) -> Result<MapState> {
         let mut state = (*self.state).clone();
+        let now = u32::try_from(clock::now().boot_ns / 1_000_000_000).unwrap_or(u32::MAX);
+        let here = &self.watch.owners.addresses;
+        for (addr, AddrNames { names, until }) in self.datapath.dns_addresses()? {
+            if here.contains_key(&addr) || state.peers.names(address_of(&addr)).is_some() {
+                continue;
+            }
+            let live = names.iter().zip(until).filter(|(name, until)| AddrNames::counts(**name, *until, now, false));
+            let live: Vec<IdentityId> = live.map(|(name, _)| *name).collect();
+            if !live.is_empty() {
+                state.named.insert(addr, live);
+            }
+        }
         for (addr, id) in self.named_addresses() {
             state.prefixes.insert(PrefixKey { bits: 128, addr }, id);
             let name = self.labels.names.get(&id).map(|name| name.short.clone());
             state.names.entry(id).or_insert_with(|| name.unwrap_or_else(|| names::UNKNOWN.to_owned()));
         }
-        state
+        Ok(state)
     }
 
     /// Who has which address, for what is decided outside of the kernel.

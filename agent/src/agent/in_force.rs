@@ -72,11 +72,13 @@ impl Candidate {
         &self,
         overrides: &[Rule],
         boot_to_unix: i64,
-        Surroundings { resolvers, peers }: &Surroundings,
+        Surroundings { resolvers, built_in, peers }: &Surroundings,
     ) -> Result<MapState, Refusal> {
         let borrowed: Vec<(&str, &str)> = self.files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
-        compile(&self.policy, &CompileInput { boot_to_unix, overrides, resolvers: Some(resolvers), peers: Some(peers) })
-            .map_err(|f| Refusal::Invalid(text(&f, &borrowed)))
+        let asked = built_in.then_some(resolvers);
+        let input =
+            CompileInput { boot_to_unix, overrides, resolvers: asked, answers: Some(resolvers), peers: Some(peers) };
+        compile(&self.policy, &input).map_err(|f| Refusal::Invalid(text(&f, &borrowed)))
     }
 
     /// Runs the tests in the documents. Overrides and built-ins are left out.

@@ -37,7 +37,7 @@ use crate::{
     clock,
     config::Config,
     control::{bind::ControlSocket, server},
-    datapath::{Capacity, Datapath, DatapathConfig},
+    datapath::{Capacity, Datapath, DatapathConfig, netns_cookie},
     events::{
         ocsf::Node,
         pipeline::{self, Pipeline},
@@ -142,6 +142,9 @@ pub fn run(config: Config) -> Result<()> {
         unresolved: Default::default(),
         watch: Watch::new(devices),
         surroundings_seen: None,
+        host_netns: netns_cookie().context("ask for the cookie of the host's network namespace")?,
+        dns: Default::default(),
+        dns_swept: 0,
         upkeep: Default::default(),
         config,
     };

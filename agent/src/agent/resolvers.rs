@@ -1,4 +1,4 @@
-//! The resolvers of the built-in `dns`.
+//! The resolvers of this node: the built-in `dns` lets every workload ask them, and their answers name externals.
 
 use std::io;
 
@@ -15,9 +15,6 @@ impl Core {
     /// The resolvers as the settings or the host name them now. What is wrong with the host's list is a problem of
     /// `status`; if it cannot be read, those in force stay.
     pub(super) fn read_resolvers(&mut self) -> Resolvers {
-        if !self.config.dns {
-            return Resolvers::default();
-        }
         if let Some(resolvers) = &self.config.dns_resolvers {
             return resolvers.clone();
         }
@@ -27,7 +24,7 @@ impl Core {
                 let (resolvers, problems) = Resolvers::of_resolv_conf(&file, &text);
                 (resolvers, problems.join("; "))
             }
-            Err(e) => (self.state.resolvers.clone(), unread(&file, &e, &self.state.resolvers)),
+            Err(e) => (self.state.answers.clone(), unread(&file, &e, &self.state.answers)),
         };
         self.tell(PROBLEM, Some(problem).filter(|problem| !problem.is_empty()));
         resolvers

@@ -1,15 +1,23 @@
 //! What a node knows beside its policy and compiles into it: read with every policy, and followed while one is in force.
 
+use std::sync::Arc;
+
 use tracing::info;
 
 use super::core::Core;
-use crate::policy::{map_state::MapState, peers::Peers, resolvers::Resolvers};
+use crate::policy::{map_state::MapState, model::Policy, peers::Peers, resolvers::Resolvers};
+
+/// Problem of `status`.
+const DEAF: &str = "the policy knows externals by DNS names, and no resolver of this node is known whose answers would tell \
+                    their addresses: name them in `dnsResolvers`";
 
 /// Whom others are, as far as no policy says it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Surroundings {
-    /// The resolvers of this node.
+    /// The resolvers of this node, if anybody asks for them.
     pub resolvers: Resolvers,
+    /// Whether the built-in `dns` lets every workload ask them.
+    pub built_in: bool,
     /// Workloads of other hosts.
     pub peers: Peers,
 }
@@ -18,20 +26,28 @@ impl Surroundings {
     /// Those of a policy that was compiled with them.
     #[must_use]
     pub fn of(state: &MapState) -> Self {
-        Self { resolvers: state.resolvers.clone(), peers: state.peers.clone() }
+        let built_in = !state.resolvers.addresses().is_empty();
+        Self { resolvers: state.answers.clone(), built_in, peers: state.peers.clone() }
     }
 }
 
 impl Core {
-    pub(super) fn read_surroundings(&mut self) -> Surroundings {
-        Surroundings { resolvers: self.read_resolvers(), peers: self.read_peers() }
+    /// Those of a policy that is in force, or will be.
+    pub(super) fn read_surroundings(&mut self, policy: &Policy) -> Surroundings {
+        let built_in = self.config.dns;
+        let names = policy.externals.values().any(|external| !external.dns.is_empty());
+        let resolvers = if built_in || names { self.read_resolvers() } else { Resolvers::default() };
+        let deaf = names && resolvers.addresses().is_empty();
+        self.tell("dns", deaf.then(|| DEAF.to_owned()));
+        Surroundings { resolvers, built_in, peers: self.read_peers() }
     }
 
     /// Puts others in force. They must be the same twice: a file that is being written may be read half.
     pub(super) fn follow_surroundings(&mut self) {
-        let found = self.read_surroundings();
-        let Surroundings { resolvers, peers } = &found;
-        let MapState { resolvers: resolvers_before, peers: peers_before, .. } = &*self.state;
+        let policy = Arc::clone(&self.candidate.policy);
+        let found = self.read_surroundings(&policy);
+        let Surroundings { resolvers, peers, .. } = &found;
+        let MapState { answers: resolvers_before, peers: peers_before, .. } = &*self.state;
         let (other_resolvers, other_peers) = (resolvers != resolvers_before, peers != peers_before);
         if !other_resolvers && !other_peers {
             self.surroundings_seen = None;

@@ -34,6 +34,9 @@ use crate::{
 /// Edges, and prefixes, that are read back before a policy comes into force.
 const CHECKED_MAX: usize = 500;
 
+/// Addresses that one external may have by DNS.
+pub(super) const DNS_ADDRESSES: u32 = 1_000;
+
 /// What a change did to live flows.
 pub(super) struct CutResult {
     /// Sockets that were ended.
@@ -92,7 +95,7 @@ impl Core {
     pub(super) fn swap(&mut self, candidate: Candidate, overrides: &[Rule]) -> Result<Applied> {
         let started = clock::now().boot_ns;
         let offset = clock::boot_to_unix();
-        let state = Arc::new(candidate.compile(overrides, offset, &self.read_surroundings())?);
+        let state = Arc::new(candidate.compile(overrides, offset, &self.read_surroundings(&candidate.policy))?);
         let resolver = candidate.resolver(&self.host)?;
         self.roster.walk()?;
         let mut labels = self.roster.labels(&resolver);
@@ -167,6 +170,9 @@ impl Core {
             event_per_second: self.config.event_per_second,
             flow_quota: self.config.flow_quota,
             resolvers: state.resolvers.table(),
+            host_netns: self.host_netns,
+            dns_resolvers: if state.dns_names.is_empty() { Default::default() } else { state.answers.table() },
+            dns_quota: if state.dns_names.is_empty() { 0 } else { DNS_ADDRESSES },
             ..Settings::default()
         }
     }
@@ -175,7 +181,12 @@ impl Core {
     pub(super) fn cut(&mut self) -> CutResult {
         let now = clock::now();
         let addresses = self.named_addresses();
-        let who = Who { cgroups: &self.labels.cgroups, uids: &self.labels.uids, addresses: &addresses };
+        // Without it, what only an answer allows would be ended; it is cut when the table can be read again.
+        let dns = match self.datapath.dns_addresses() {
+            Ok(dns) => dns,
+            Err(e) => return self.cut_later(&format!("read what answers of resolvers said: {e}")),
+        };
+        let who = Who { cgroups: &self.labels.cgroups, uids: &self.labels.uids, addresses: &addresses, dns: &dns };
         let Outcome { ended, failed, problems } = cutting::cut_all(who, &self.state, boot_seconds(now.boot_ns));
         let problem = (!problems.is_empty()).then(|| {
             let problems = problems.join("; ");
@@ -189,6 +200,13 @@ impl Core {
             self.pipeline.on_cut(&self.cut_flow(one), &now, &self.snapshots);
         }
         CutResult { cut: ended.len(), uncut: failed, problem }
+    }
+
+    /// Leaves the cutting to the next second.
+    fn cut_later(&mut self, why: &str) -> CutResult {
+        let problem = Some(format!("no flow that lost its rule could be cut: {why}; it is tried again every second"));
+        self.tell("cut", problem.clone());
+        CutResult { cut: 0, uncut: 0, problem }
     }
 
     /// Cuts again what could not be cut before.

@@ -205,6 +205,10 @@ pub struct Status {
     pub modes: BTreeMap<String, String>,
     /// Mode of sockets without a label.
     pub unknown_mode: String,
+    /// DNS names of externals in the policy.
+    pub dns_names: usize,
+    /// Addresses that answers of resolvers gave to them, a few seconds ago.
+    pub dns_addresses: usize,
     /// Whom the built-in `dns` lets every workload ask; nobody if it is off.
     #[serde(default)]
     pub resolvers: Vec<IpAddr>,

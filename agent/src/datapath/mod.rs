@@ -13,11 +13,11 @@ mod sys;
 mod table;
 
 pub use kernel::{
-    Act, Datapath, DatapathConfig, DatapathError, Device, Finding, Held, Identities, Look, Neighbour, Object, Place,
-    Prepared, Questions, RawElement, Runs,
+    Act, Datapath, DatapathConfig, DatapathError, Device, DnsCount, Finding, Held, Identities, Look, Neighbour, Object,
+    Place, Prepared, Questions, RawElement, Runs,
 };
 pub use pins::{Pins, PinsError};
-pub use sys::{MapKind, ProgramInfo, TestRun, open_pin, test_run};
+pub use sys::{MapKind, ProgramInfo, TestRun, netns_cookie, open_pin, test_run};
 pub use table::{Table, TableError};
 
 pub use crate::policy::plan::Capacity;

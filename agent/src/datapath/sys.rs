@@ -35,6 +35,29 @@ mod cmd {
     pub const LINK_UPDATE: i64 = 29;
 }
 
+/// Returns the cookie of the caller's network namespace, by which programs know it. Since Linux 5.14.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn netns_cookie() -> io::Result<u64> {
+    /// `SO_NETNS_COOKIE` of asm-generic/socket.h.
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
+    let (mut cookie, mut length) = (0_u64, 8_u32);
+    // SAFETY: the kernel writes at most `length` bytes.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if failed == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Size of the attribute that every command here fits in, bytes.
 const ATTR_WORDS: usize = 20;
 

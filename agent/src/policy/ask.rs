@@ -7,11 +7,11 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use agent_common::{
     builtin::DNS_PORT,
-    decide::decide,
+    decide::{best, unknown_end},
     flow::{Direction, Flow, proto},
     id::{BootSeconds, IdentityId},
     layout::EdgeKey,
-    verdict::Decision,
+    verdict::{Decision, Reason},
 };
 
 use super::{
@@ -48,6 +48,14 @@ pub struct Single {
     pub name: String,
     /// Its number.
     pub id: IdentityId,
+    /// Of an address, the externals that answers of resolvers say are there as well.
+    pub more: Vec<IdentityId>,
+}
+
+impl Single {
+    fn ids(&self) -> impl Iterator<Item = IdentityId> {
+        [self.id].into_iter().chain(self.more.iter().copied())
+    }
 }
 
 /// Ports that are decided alike.
@@ -173,8 +181,15 @@ impl<'a> Asked<'a> {
             Party::Address(address) => {
                 let id = self.map.peer_of(&octets(*address));
                 let unknown = if id.is_unknown() { names::UNKNOWN } else { "" };
-                let name = self.map.names.get(&id).cloned().unwrap_or_else(|| unknown.to_owned());
-                vec![Single { shown: format!("ip/{address} ({name})"), name, id }]
+                let mut name = self.map.names.get(&id).cloned().unwrap_or_else(|| unknown.to_owned());
+                let more = self.map.named.get(&octets(*address)).cloned().unwrap_or_default();
+                let also: Vec<&str> = more.iter().filter_map(|id| self.map.names.get(id)).map(String::as_str).collect();
+                if !also.is_empty() {
+                    // Every external is `world` as well.
+                    let by_address = Some(name.as_str()).filter(|_| id != IdentityId::WORLD);
+                    name = by_address.into_iter().chain(also).collect::<Vec<_>>().join("+");
+                }
+                vec![Single { shown: format!("ip/{address} ({name})"), name, id, more }]
             }
             Party::Name(name) => match self.policy.groups.get(name) {
                 Some(members) => members.iter().filter_map(|member| self.single(member)).collect(),
@@ -187,14 +202,15 @@ impl<'a> Asked<'a> {
     #[must_use]
     pub fn single(&self, name: &str) -> Option<Single> {
         let id = self.policy.identity_of(name)?;
-        Some(Single { shown: name.to_owned(), name: name.to_owned(), id })
+        Some(Single { shown: name.to_owned(), name: name.to_owned(), id, more: vec![] })
     }
 
     /// Returns everyone who can call: workloads, externals, derived names of rules, `world`. Sets are
     /// left out: each member is asked alone.
     #[must_use]
     pub fn everyone(&self) -> Vec<Single> {
-        let single = |(&id, name): (&IdentityId, &String)| Single { shown: name.clone(), name: name.clone(), id };
+        let single =
+            |(&id, name): (&IdentityId, &String)| Single { shown: name.clone(), name: name.clone(), id, more: vec![] };
         let mut everyone: Vec<Single> = self.map.names.iter().filter(|(id, _)| !id.is_set()).map(single).collect();
         everyone.sort();
         everyone
@@ -208,40 +224,55 @@ impl<'a> Asked<'a> {
 
     /// Returns the decision for one flow, without built-ins.
     pub fn decide(&self, from: IdentityId, to: IdentityId, proto: u8, port: u16) -> Decision {
-        self.decide_at(from, to, proto, port, None)
+        self.decide_at(&[(from, to)], proto, port, None)
     }
 
-    fn decide_at(&self, from: IdentityId, to: IdentityId, proto: u8, port: u16, address: Option<IpAddr>) -> Decision {
+    /// Decides for all pairs of names together, of which the first is the one by address.
+    fn decide_at(&self, pairs: &[(IdentityId, IdentityId)], proto: u8, port: u16, address: Option<IpAddr>) -> Decision {
         // The direction matters for `unknown`, and nobody here is unknown, and for the built-in `dns` of a door,
         // where an address is never asked.
-        let flow = Flow { from, to, proto, port, direction: Direction::Egress };
+        let flow =
+            |&(from, to): &(IdentityId, IdentityId)| Flow { from, to, proto, port, direction: Direction::Egress };
+        let Some(first) = pairs.first().map(flow) else { return Decision::deny(Reason::Internal) };
+        let decision = match unknown_end(&first) {
+            Some(reason) => Decision::deny(reason),
+            None => pairs
+                .iter()
+                .skip(1)
+                .fold(best(self.map, &first, &self.now), |found, pair| found.or(best(self.map, &flow(pair), &self.now)))
+                .decision(),
+        };
         match address {
-            Some(address) => self.map.decide_at(&flow, address, true, &self.now),
-            None => decide(self.map, &flow, &self.now),
+            Some(address) => self.map.with_dns(decision, &first, address, true),
+            None => decision,
         }
     }
 
     /// Returns the decisions for all ports of a range, alike neighbours together, without built-ins.
     #[must_use]
     pub fn stretches(&self, from: IdentityId, to: IdentityId, asked: PortRange) -> Vec<Stretch> {
-        self.stretches_at(from, to, asked, None)
+        self.stretches_of(&[(from, to)], asked, None)
     }
 
     /// As [`Self::stretches`]; with an `address` that a workload asks, the built-in `dns` is part of the answer.
     #[must_use]
-    pub fn stretches_at(
+    pub fn stretches_at(&self, from: &Single, to: &Single, asked: PortRange, address: Option<IpAddr>) -> Vec<Stretch> {
+        let pairs: Vec<_> = from.ids().flat_map(|from| to.ids().map(move |to| (from, to))).collect();
+        self.stretches_of(&pairs, asked, address)
+    }
+
+    fn stretches_of(
         &self,
-        from: IdentityId,
-        to: IdentityId,
+        pairs: &[(IdentityId, IdentityId)],
         asked: PortRange,
         address: Option<IpAddr>,
     ) -> Vec<Stretch> {
         let mut stretches: Vec<Stretch> = Vec::new();
         for proto in protocols(asked.proto) {
-            let starts = self.starts(from, to, PortRange { proto, ..asked });
+            let starts = self.starts(pairs, PortRange { proto, ..asked });
             let ends = starts.iter().skip(1).map(|next| next - 1).chain([asked.hi]);
             for (&lo, hi) in starts.iter().zip(ends) {
-                let decision = self.decide_at(from, to, proto, lo, address);
+                let decision = self.decide_at(pairs, proto, lo, address);
                 match stretches.last_mut() {
                     Some(last) if last.range.proto == proto && last.decision == decision => last.range.hi = hi,
                     _ => stretches.push(Stretch { range: PortRange { proto, lo, hi }, decision }),
@@ -259,9 +290,10 @@ impl<'a> Asked<'a> {
     }
 
     /// Returns the first ports of the stretches between which no range begins or ends.
-    fn starts(&self, from: IdentityId, to: IdentityId, asked: PortRange) -> BTreeSet<u16> {
+    fn starts(&self, pairs: &[(IdentityId, IdentityId)], asked: PortRange) -> BTreeSet<u16> {
         let any = IdentityId::ANY;
-        let keys = [(from, to), (from, any), (any, to), (any, any)].map(|(from, to)| EdgeKey { from, to });
+        let keys = pairs.iter().flat_map(|&(from, to)| [(from, to), (from, any), (any, to), (any, any)]);
+        let keys: Vec<EdgeKey> = keys.map(|(from, to)| EdgeKey { from, to }).collect();
         let ranges = keys.iter().flat_map(|key| self.map.ranges(key));
         let ranges = ranges.filter(|range| range.proto == 0 || range.proto == asked.proto);
         let bounds = ranges.flat_map(|range| [Some(range.lo), range.hi.checked_add(1)]).flatten();
@@ -330,7 +362,8 @@ mod tests {
     fn stretches_say_what_every_single_port_would() {
         for seed in 0..40 {
             let Case { policy, map, overrides, boot_to_unix, resolvers, samples, .. } = Case::new(seed, 6);
-            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers), peers: None };
+            let resolvers = Some(&resolvers);
+            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers, ..CompileInput::default() };
             assert_eq!(map, compile(&policy, &input).unwrap());
             for sample in samples.iter().filter(|sample| !sample.flow.from.is_unknown() && !sample.flow.to.is_unknown())
             {

@@ -77,9 +77,14 @@ fn selector(selector: &Selector) -> Value {
 }
 
 fn external(external: &External) -> Value {
-    let External { name, id, cidrs, except, place: _ } = external;
+    let External { name, id, cidrs, except, dns, place: _ } = external;
     let texts = |list: &[Cidr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
-    json!({"name": name, "id": id.as_str(), "cidrs": texts(cidrs), "except": texts(except)})
+    let mut value = json!({"name": name, "id": id.as_str(), "cidrs": texts(cidrs), "except": texts(except)});
+    // Those without any have the hash that they had before there were any.
+    if !dns.is_empty() {
+        value["dns"] = dns.iter().map(ToString::to_string).collect();
+    }
+    value
 }
 
 fn rule(rule: &Rule) -> Value {

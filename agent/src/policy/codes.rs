@@ -96,6 +96,9 @@ codes! {
     E17 "bad address range"
         "A range is written `198.51.100.0/24` or `2001:db8::/32`, with no bit set behind the prefix. `except` must lie \
          inside `cidrs`.",
+    E18 "bad DNS name"
+        "A name is written `api.partner.example`, and `*.partner.example` means all names below `partner.example`, but not \
+         itself. At most four externals may have names that mean the same one.",
     W01 "allow that a deny covers completely"
         "The rule never allows anything, because deny beats allow. Delete it, or narrow the deny.",
     W02 "edge that another rule opens as well"

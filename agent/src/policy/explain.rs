@@ -69,7 +69,7 @@ pub fn explain<'a>(asked: &Asked<'a>, from: &Party, to: &Party, ports: &PortSpec
             // The built-in `dns` is for workloads, and knows whom they ask by the address.
             let workload = mode(asked.policy, &from.name, |workload| workload.egress_mode).is_some();
             let address = address.filter(|_| workload);
-            for stretch in asked.stretches_at(from.id, to.id, range, address) {
+            for stretch in asked.stretches_at(&from, &to, range, address) {
                 explanations.push(one(asked, &from, &to, stretch.range, stretch.decision));
             }
         }

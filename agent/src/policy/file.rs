@@ -100,6 +100,8 @@ pub struct ExternalFile {
     pub cidrs: Vec<Text>,
     /// `except`.
     pub except: Vec<Text>,
+    /// `dns`.
+    pub dns: Vec<Text>,
 }
 
 /// An item of `spec.groups`.
@@ -320,16 +322,12 @@ fn select(reader: &mut Reader<'_>, node: &Node, what: &str, outermost: bool) -> 
 fn external(reader: &mut Reader<'_>, node: &Node) -> Option<ExternalFile> {
     let mut fields = reader.fields(node, "an external")?;
     let name = fields.required_text(reader, "name");
-    let cidrs = if let Some(node) = fields.take("dns") {
-        reader.error(Code::E01, node.at, "externals by DNS name are not supported by this version; use `cidrs`");
-        fields.take("cidrs")
-    } else {
-        fields.required(reader, "cidrs")
-    };
+    let dns = fields.take("dns").map(|node| reader.texts(node, "`dns`"));
+    let cidrs = if dns.is_some() { fields.take("cidrs") } else { fields.required(reader, "cidrs") };
     let cidrs = cidrs.map(|node| reader.texts(node, "`cidrs`")).unwrap_or_default();
     let except = fields.texts(reader, "except").unwrap_or_default();
-    fields.finish(reader, &["name", "cidrs", "except"], &[]);
-    Some(ExternalFile { name: name?, cidrs, except })
+    fields.finish(reader, &["name", "cidrs", "except", "dns"], &[]);
+    Some(ExternalFile { name: name?, cidrs, except, dns: dns.unwrap_or_default() })
 }
 
 fn group(reader: &mut Reader<'_>, node: &Node) -> Option<GroupFile> {

@@ -9,6 +9,7 @@ pub mod cidr;
 pub mod codes;
 pub mod compile;
 pub mod diff;
+pub mod dns_name;
 pub mod explain;
 pub mod fields;
 pub mod file;

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use agent_common::verdict::Mode;
 
+use super::dns_name::DnsName;
 use crate::identity::spiffe::SpiffeId;
 
 /// All documents of a policy directory, merged.
@@ -92,6 +93,8 @@ pub struct External {
     pub cidrs: Vec<Cidr>,
     /// Ranges cut out of them.
     pub except: Vec<Cidr>,
+    /// DNS names, sorted: who answers of resolvers say is there.
+    pub dns: Vec<DnsName>,
     /// Where it was written.
     pub place: Place,
 }

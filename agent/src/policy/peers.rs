@@ -84,6 +84,12 @@ impl Peers {
         self.0.iter().map(|(address, names)| (*address, names))
     }
 
+    /// The workloads at an address; none if there is nobody known.
+    #[must_use]
+    pub fn names(&self, address: IpAddr) -> Option<&BTreeSet<String>> {
+        self.0.get(&address)
+    }
+
     /// How many addresses there are.
     #[must_use]
     pub fn len(&self) -> usize {

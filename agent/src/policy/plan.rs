@@ -28,6 +28,9 @@ impl Default for Capacity {
 /// Entries of cgroups that are narrowed by owner; this number is built into the programs.
 pub const UID_ENTRIES: u32 = 16_384;
 
+/// DNS names of externals, which are walked one by one at a look at the maps.
+pub const DNS_NAMES: u32 = 4_096;
+
 /// The policy does not fit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("E16: the policy needs {needed} {what}, the maps hold {holds}; nothing was changed")]
@@ -46,11 +49,24 @@ pub struct TooLarge {
 ///
 /// [`TooLarge`] with the first map that is too small; nothing may then be written.
 pub fn check_capacity(map: &MapState, cgroups: usize, by_uid: usize, capacity: &Capacity) -> Result<(), TooLarge> {
-    let MapState { edges, spill, prefixes, unknown_mode: _, resolvers: _, peers: _, rule_ids, names: _ } = map;
+    let MapState {
+        edges,
+        spill,
+        prefixes,
+        dns_names,
+        unknown_mode: _,
+        resolvers: _,
+        answers: _,
+        peers: _,
+        named: _,
+        rule_ids,
+        names: _,
+    } = map;
     let needs = [
         ("edges", edges.len(), capacity.edges),
         ("edges with more than three port ranges", spill.len(), capacity.spills),
         ("address prefixes", prefixes.len(), capacity.prefixes),
+        ("DNS names", dns_names.len(), DNS_NAMES),
         ("rules", rule_ids.len(), capacity.rules),
         ("cgroups", cgroups, capacity.cgroups),
         ("cgroups by uid", by_uid, UID_ENTRIES),

@@ -2,6 +2,7 @@
 //! each: for the host tests, and for comparing the loaded kernel programs with the same cases.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -137,6 +138,8 @@ pub struct Case {
     pub boot_to_unix: i64,
     /// Whom the built-in `dns` lets every workload ask.
     pub resolvers: Resolvers,
+    /// Externals that live answers of resolvers name with an address.
+    pub answers: BTreeMap<IpAddr, BTreeSet<String>>,
     /// The compiled form.
     pub map: MapState,
     /// Flows with their expected decision.
@@ -162,7 +165,12 @@ impl Case {
             let policy = load(&[("random.yaml", &text)]).map(|loaded| loaded.policy);
             let policy = policy.unwrap_or_else(|findings| panic!("seed {seed}: {findings:#?}\n{text}"));
             let overrides = overrides(&mut random);
-            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers: Some(&resolvers), peers: None };
+            let input = CompileInput {
+                boot_to_unix,
+                overrides: &overrides,
+                resolvers: Some(&resolvers),
+                ..CompileInput::default()
+            };
             match compile(&policy, &input) {
                 Ok(map) => break (text, policy, overrides, map),
                 Err(findings) => {
@@ -171,7 +179,9 @@ impl Case {
                 }
             }
         };
-        let mut case = Self { seed, text, policy, overrides, boot_to_unix, resolvers, map, samples: Vec::new() };
+        let answers = answers(&mut random, &policy);
+        let mut case =
+            Self { seed, text, policy, overrides, boot_to_unix, resolvers, answers, map, samples: Vec::new() };
         case.samples = (0..samples).map(|_| case.sample(&mut random)).collect();
         case
     }
@@ -205,14 +215,31 @@ impl Case {
         let direction = *random.pick(&[Direction::Egress, Direction::Ingress]);
         let here = !matches!(from, End::Address(_));
         let now = now.max(self.boot_to_unix + 1);
-        let mut attempt = Attempt { from, to, proto, port, direction, asked: None, here, now };
+        let named = BTreeSet::new();
+        let mut attempt = Attempt { from, to, proto, port, direction, asked: None, here, named, now };
         if random.one_in(10) {
             self.ask_resolver(random, &mut attempt);
         }
         if let End::Address(address) = attempt.to {
             attempt.asked = Some(address);
         }
+        let other = if direction == Direction::Egress { &attempt.to } else { &attempt.from };
+        if let End::Address(address) = other {
+            attempt.named = self.names_at(*address);
+        }
         attempt
+    }
+
+    /// The externals that answers name with an address.
+    #[must_use]
+    pub fn names_at(&self, address: IpAddr) -> BTreeSet<String> {
+        self.answers.get(&address.to_canonical()).cloned().unwrap_or_default()
+    }
+
+    /// The numbers of the externals that answers name with the other end of an attempt.
+    #[must_use]
+    pub fn named(&self, attempt: &Attempt) -> Vec<IdentityId> {
+        attempt.named.iter().filter_map(|name| self.policy.identity_of(name)).collect()
     }
 
     /// Makes a flow to a resolver of it, or nearly.
@@ -282,7 +309,7 @@ pub fn flow(policy: &Policy, map: &MapState, attempt: &Attempt) -> Flow {
         End::Named(name) => policy.identity_of(name).unwrap_or(IdentityId::UNKNOWN),
         End::Address(address) => map.peer_of(&octets(*address)),
     };
-    let Attempt { from, to, proto, port, direction, asked: _, here: _, now: _ } = attempt;
+    let Attempt { from, to, proto, port, direction, asked: _, here: _, named: _, now: _ } = attempt;
     Flow { from: id(from), to: id(to), proto: *proto, port: *port, direction: *direction }
 }
 
@@ -295,6 +322,20 @@ fn address(random: &mut Random) -> IpAddr {
             text.parse().unwrap_or_else(|_| panic!("`{text}` is an address"))
         }
     }
+}
+
+/// Names for some of the addresses that are tried most.
+fn answers(random: &mut Random, policy: &Policy) -> BTreeMap<IpAddr, BTreeSet<String>> {
+    let by_dns: Vec<&String> =
+        policy.externals.values().filter(|external| !external.dns.is_empty()).map(|external| &external.name).collect();
+    let mut answers: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+    for text in ADDRESSES.iter().filter(|_| !by_dns.is_empty()) {
+        let address: IpAddr = text.parse().unwrap_or_else(|_| panic!("`{text}` is an address"));
+        for _ in 0..random.below(3) {
+            answers.entry(address.to_canonical()).or_default().insert((*random.pick(&by_dns)).clone());
+        }
+    }
+    answers
 }
 
 /// None, or up to three.
@@ -328,17 +369,26 @@ fn policy_text(random: &mut Random, budget: usize) -> String {
     if !externals.is_empty() {
         line("  externals:".to_owned());
     }
+    let mut by_dns: Vec<&str> = Vec::new();
     for name in &externals {
         let cidrs: Vec<&str> = (0..=random.below(3)).map(|_| *random.pick(&CIDRS)).collect();
         let inside = |text: &&&str| cidrs.iter().any(|outer| covers(outer, text));
         let except: Vec<&str> = CIDRS.iter().filter(inside).filter(|_| random.one_in(5)).copied().collect();
         let except = if except.is_empty() { String::new() } else { format!(", except: [{}]", quoted(&except)) };
-        line(format!("    - {{ name: {name}, cidrs: [{}]{except} }}", quoted(&cidrs)));
+        let dns = if random.one_in(2) { format!(", dns: [{name}.example]") } else { String::new() };
+        if !dns.is_empty() {
+            by_dns.push(name.as_str());
+        }
+        line(format!("    - {{ name: {name}, cidrs: [{}]{except}{dns} }}", quoted(&cidrs)));
     }
     let plain: Vec<&str> = workloads.iter().copied().chain(externals.iter().map(String::as_str)).collect();
     line("  groups:".to_owned());
     line(format!("    - {{ name: servers, members: [{}, {}] }}", random.pick(workloads), random.pick(workloads)));
-    line(format!("    - {{ name: mixed, members: [servers, {}] }}", random.pick(&plain)));
+    let member = *random.pick(&plain);
+    line(format!("    - {{ name: mixed, members: [servers, {member}] }}"));
+    if by_dns.contains(&member) {
+        by_dns.push("mixed");
+    }
     let mut names = plain;
     names.extend(["servers", "mixed", "any", "any", "world"]);
     names.extend(DERIVED);
@@ -348,6 +398,11 @@ fn policy_text(random: &mut Random, budget: usize) -> String {
         let mut number = 0;
         while ranges < budget / share || number == 0 {
             let (from, to) = (*random.pick(&names), *random.pick(&names));
+            // Of a name not every address is known, so none is denied.
+            if action == "deny" && (by_dns.contains(&from) || by_dns.contains(&to)) {
+                number += 1;
+                continue;
+            }
             let mut ports: Vec<&str> = (0..=random.below(2)).map(|_| *random.pick(&PORTS)).collect();
             if (workloads.contains(&to) || to == "servers") && random.one_in(2) {
                 ports.push(*random.pick(&NAMED));

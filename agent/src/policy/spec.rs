@@ -40,6 +40,8 @@ pub struct Attempt {
     pub asked: Option<IpAddr>,
     /// The caller is a socket on this host.
     pub here: bool,
+    /// Externals that live answers of resolvers name with the address of the other end, seen from the one that asks.
+    pub named: BTreeSet<String>,
     /// Unix seconds.
     pub now: i64,
 }
@@ -61,7 +63,13 @@ pub struct Answer {
 #[must_use]
 pub fn decide_naively(policy: &Policy, overrides: &[Rule], resolvers: &[IpAddr], attempt: &Attempt) -> Answer {
     // "`unknown` carries no name at all, so no rule matches it."
-    let (from, to) = match (names_of(policy, &attempt.from), names_of(policy, &attempt.to)) {
+    // "a CIDR minus `except`, or a live DNS answer"
+    let nobody = BTreeSet::new();
+    let (of_from, of_to) = match attempt.direction {
+        Direction::Egress => (&nobody, &attempt.named),
+        Direction::Ingress => (&attempt.named, &nobody),
+    };
+    let (from, to) = match (names_of(policy, &attempt.from, of_from), names_of(policy, &attempt.to, of_to)) {
         (Some(from), Some(to)) => (from, to),
         (from, _) => return deny(unknown(from.is_none(), attempt)),
     };
@@ -122,7 +130,7 @@ fn unknown(from_is_unknown: bool, attempt: &Attempt) -> Reason {
 
 /// Returns every name an end carries: its own, its groups', and `any`; `world` for an address in no
 /// known range, and for every external.
-fn names_of(policy: &Policy, end: &End) -> Option<BTreeSet<String>> {
+fn names_of(policy: &Policy, end: &End, named: &BTreeSet<String>) -> Option<BTreeSet<String>> {
     let mut names = BTreeSet::from(["any".to_owned()]);
     match end {
         End::Unknown => return None,
@@ -136,6 +144,7 @@ fn names_of(policy: &Policy, end: &End) -> Option<BTreeSet<String>> {
             names.insert("world".to_owned());
             let externals = policy.externals.values().filter(|external| is_in(external, *address));
             names.extend(externals.map(|external| external.name.clone()));
+            names.extend(named.iter().cloned());
         }
     }
     let groups = policy.groups.iter().filter(|(_, members)| members.iter().any(|member| names.contains(member)));

@@ -11,7 +11,7 @@ use std::{
 use agent_common::{
     flow::{Direction, Flow, proto},
     id::{BootSeconds, IdentityId},
-    layout::{IdentSlot, UidKey, ident_flags},
+    layout::{AddrNames, IdentSlot, UidKey, ident_flags},
     verdict::{Decision, Mode, Verdict},
 };
 
@@ -43,6 +43,8 @@ pub struct Who<'a> {
     pub uids: &'a BTreeMap<UidKey, IdentSlot>,
     /// By address, those of workloads of this host.
     pub addresses: &'a BTreeMap<[u8; 16], IdentityId>,
+    /// What answers of resolvers said of addresses: a flow that is running keeps its name when its answer runs out.
+    pub dns: &'a BTreeMap<[u8; 16], AddrNames>,
 }
 
 /// One socket to end, and why.
@@ -89,18 +91,15 @@ pub fn cut_list(sockets: &[Open], who: Who<'_>, state: &MapState, now: BootSecon
             .map(|&i| &sockets[i]);
         let is_here = socket.peer.ip().is_loopback() || locals.contains(&socket.peer.ip());
         let peer = match other {
-            Some(other) if is_here => who.slot(other).map(|s| s.id),
+            Some(other) if is_here => who.slot(other).map(|s| (s.id, vec![])),
             None if is_here => None,
-            _ => {
-                let address = octets(socket.peer.ip());
-                Some(who.addresses.get(&address).copied().unwrap_or_else(|| state.peer_of(&address)))
-            }
+            _ => Some(who.at(socket.peer.ip(), state)),
         };
-        let Some(peer) = peer else { continue };
+        let Some((peer, names)) = peer else { continue };
         if peer == slot.id && is_here {
             continue;
         }
-        let judge = |direction| judge(socket, slot, (peer, is_here), direction, state, now);
+        let judge = |direction| judge(socket, slot, (peer, &names, is_here), direction, state, now);
         let denied = match socket.proto {
             proto::TCP if listeners.contains(&(proto::TCP, socket.local.port())) => judge(Direction::Ingress),
             proto::TCP => judge(Direction::Egress),
@@ -115,7 +114,7 @@ pub fn cut_list(sockets: &[Open], who: Who<'_>, state: &MapState, now: BootSecon
 fn judge(
     socket: &Open,
     slot: &IdentSlot,
-    (peer, is_here): (IdentityId, bool),
+    (peer, names, is_here): (IdentityId, &[IdentityId], bool),
     direction: Direction,
     state: &MapState,
     now: BootSeconds,
@@ -125,12 +124,23 @@ fn judge(
         Direction::Ingress => (peer, slot.id, socket.local, slot.ingress_mode),
     };
     let flow = Flow { from, to, proto: socket.proto, port: asked.port(), direction };
-    let decision = state.decide_at(&flow, asked.ip(), is_here, &now);
+    let decision = state.decide_at(&flow, names, asked.ip(), is_here, &now);
     let mode = Mode::from_u8(mode);
     (mode.apply(&decision) == Verdict::Deny).then_some((flow, mode, decision))
 }
 
 impl Who<'_> {
+    /// Who is at an address away from this network, and what else it is called.
+    fn at(&self, address: IpAddr, state: &MapState) -> (IdentityId, Vec<IdentityId>) {
+        let octets = octets(address);
+        if let Some(id) = self.addresses.get(&octets) {
+            return (*id, vec![]);
+        }
+        let named = self.dns.get(&octets).filter(|_| state.peers.names(address).is_none());
+        let names = named.into_iter().flat_map(|named| named.names).filter(|name| name.0 != 0);
+        (state.peer_of(&octets), names.collect())
+    }
+
     fn slot(&self, socket: &Open) -> Option<&IdentSlot> {
         let slot = self.cgroups.get(&socket.cgroup).filter(|s| s.flags & ident_flags::LABELLED != 0)?;
         let narrowed = (slot.flags & ident_flags::ASK_UID != 0)
@@ -176,14 +186,14 @@ mod tests {
             open("127.0.0.1:5432", "127.0.0.1:40000", 8, false),
         ];
         let (cgroups, uids) = (slots(Mode::Enforce), BTreeMap::new());
-        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new() };
+        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new(), dns: &BTreeMap::new() };
         assert_eq!(cut_list(&sockets, who, &allowing(5432), BootSeconds(0)), []);
         let cuts = cut_list(&sockets, who, &allowing(5433), BootSeconds(0));
         assert_eq!(cuts.iter().map(|c| c.index).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(cuts[0].flow.direction, Direction::Egress);
         assert_eq!(cuts[1].flow.direction, Direction::Ingress);
         let cgroups = slots(Mode::Audit);
-        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new() };
+        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new(), dns: &BTreeMap::new() };
         assert_eq!(cut_list(&sockets, who, &allowing(5433), BootSeconds(0)), [], "audit cuts nothing");
     }
 
@@ -196,7 +206,7 @@ mod tests {
             open("10.0.0.1:40001", "10.0.0.53:53", 7, false),
         ];
         let (cgroups, uids) = (slots(Mode::Enforce), BTreeMap::new());
-        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new() };
+        let who = Who { cgroups: &cgroups, uids: &uids, addresses: &BTreeMap::new(), dns: &BTreeMap::new() };
         let cut = |resolvers: &[&str]| {
             let resolvers: Vec<IpAddr> = resolvers.iter().map(|address| address.parse().unwrap()).collect();
             let resolvers = resolvers.try_into().unwrap();
@@ -214,7 +224,7 @@ mod tests {
         let (cgroups, uids) = (slots(Mode::Enforce), BTreeMap::new());
         let cut = |owner: Option<u64>| {
             let addresses = owner.map(|id| (octets("10.0.0.2".parse().unwrap()), IdentityId(id))).into_iter().collect();
-            let who = Who { cgroups: &cgroups, uids: &uids, addresses: &addresses };
+            let who = Who { cgroups: &cgroups, uids: &uids, addresses: &addresses, dns: &BTreeMap::new() };
             cut_list(&sockets, who, &allowing(5432), BootSeconds(0)).len()
         };
         assert_eq!([Some(2000), Some(3000), Some(IdentityId::UNKNOWN.0), None].map(cut), [0, 1, 1, 1]);

@@ -11,7 +11,7 @@ use agent_common::{
 };
 use anyhow::Context as _;
 use eastwall::{
-    datapath::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, ring::Ring},
+    datapath::{Capacity, Datapath, DatapathConfig, DatapathError, Identities, netns_cookie, ring::Ring},
     identity::resolver::Resolver,
     policy::{
         compile::{CompileInput, compile},
@@ -29,7 +29,7 @@ use rustix::{
 use tempfile::TempDir;
 use zerocopy::FromBytes as _;
 
-use super::{Denials, Lab, Namespace, Party, magic};
+use super::{Denials, Lab, Namespace, NetNs, Party, magic};
 
 /// Longer than any program takes from its first counter to its last.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -51,6 +51,12 @@ pub struct GuardOptions {
     pub flow_quota: u32,
     /// Whom the built-in `dns` lets every workload ask.
     pub resolvers: Resolvers,
+    /// Whose answers name externals.
+    pub answers: Resolvers,
+    /// Cookie of the network namespace that is the host's.
+    pub host_netns: u64,
+    /// Addresses that one external may have by DNS.
+    pub dns_quota: u32,
 }
 
 impl Default for GuardOptions {
@@ -63,6 +69,9 @@ impl Default for GuardOptions {
             event_per_second: 0,
             flow_quota: 1 << 20,
             resolvers: Resolvers::default(),
+            answers: Resolvers::default(),
+            host_netns: 0,
+            dns_quota: 1_000,
         }
     }
 }
@@ -163,6 +172,17 @@ impl Guard {
         self.options.resolvers = resolvers;
     }
 
+    /// Sets whose answers name externals, and the network that is the host's, for policies to come.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel has no number for a network.
+    pub fn answers(&mut self, resolvers: Resolvers, host: &NetNs, quota: u32) {
+        self.options.answers = resolvers;
+        self.options.host_netns = host.run(netns_cookie).expect("ask for the cookie of a network namespace");
+        self.options.dns_quota = quota;
+    }
+
     /// Puts a policy in force, and labels every cgroup of the lab by it. When this returns, no packet
     /// is judged by another one.
     ///
@@ -185,6 +205,7 @@ impl Guard {
             boot_to_unix: boot_to_unix(),
             overrides,
             resolvers: Some(&self.options.resolvers),
+            answers: Some(&self.options.answers),
             peers: None,
         };
         let map = compile(&policy, &input);
@@ -209,6 +230,9 @@ impl Guard {
             event_per_second: self.options.event_per_second,
             flow_quota: self.options.flow_quota,
             resolvers: map.resolvers.table(),
+            host_netns: self.options.host_netns,
+            dns_resolvers: map.answers.table(),
+            dns_quota: if map.dns_names.is_empty() { 0 } else { self.options.dns_quota },
             ..Settings::default()
         };
         let prepared = self.datapath.prepare(map, settings, identities)?;

@@ -19,6 +19,8 @@ pub enum Need {
     Nft,
     /// `strace`, which lets a system call fail when told to.
     Strace,
+    /// `dnsmasq`, a resolver.
+    Dnsmasq,
     /// The agent, with its kernel programs.
     Agent,
     /// The agent with kernel programs that have a log.
@@ -56,6 +58,7 @@ impl Need {
             Self::Ip => not_installed("ip", "`ip` of iproute2"),
             Self::Nft => not_installed("nft", "`nft` of nftables"),
             Self::Strace => not_installed("strace", "`strace`"),
+            Self::Dnsmasq => not_installed("dnsmasq", "`dnsmasq` of dnsmasq-base"),
             Self::Agent => super::binary("eastwall").err().map(|e| format!("{e:#}")),
             Self::KernelLog => super::binary(super::WITH_KERNEL_LOG).err().map(|e| format!("{e:#}")),
         }
@@ -64,6 +67,7 @@ impl Need {
 
 /// Says that a program does not run here.
 fn not_installed(program: &str, what: &str) -> Option<String> {
-    let runs = std::process::Command::new(program).arg("-V").output().is_ok_and(|o| o.status.success());
+    let runs = |flag| std::process::Command::new(program).arg(flag).output().is_ok_and(|o| o.status.success());
+    let runs = runs("-V") || runs("--version");
     (!runs).then(|| format!("{what} is not installed"))
 }

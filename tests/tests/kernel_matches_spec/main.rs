@@ -21,13 +21,14 @@ use std::{
 
 use agent_common::{
     flow::Direction,
-    id::{BootSeconds, RuleNumber},
-    layout::{DenyCounter, DenyKey, IdentSlot, ident_flags, names::program},
+    id::{BootSeconds, IdentityId, RuleNumber},
+    layout::{AddrNames, DenyCounter, DenyKey, IdentSlot, ident_flags, names::program},
     verdict::{Mode, Reason},
 };
 use eastwall::{
     datapath::{Capacity, Identities},
     policy::{
+        ask::octets,
         compile::{CompileInput, compile},
         random::{self, Case, Random},
         spec::{BUILTIN_DNS, decide_naively},
@@ -187,12 +188,13 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
         boot_to_unix: unix - boot,
         overrides: &case.overrides,
         resolvers: Some(&resolvers),
-        peers: None,
+        ..CompileInput::default()
     };
     let mut map = compile(&case.policy, &input).unwrap();
     map.unknown_mode = Some(mode);
     let begin = Instant::now();
     bench.guard.put_in_force(&map, &Identities::default()).unwrap();
+    note_answers(bench, case, u32::try_from(boot).unwrap());
     bench.guard.look();
 
     let mut groups: BTreeMap<Group, Vec<Run>> = BTreeMap::new();
@@ -205,7 +207,8 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
             let spec = decide_naively(&case.policy, &case.overrides, resolvers.addresses(), &run.attempt);
             let flow = random::flow(&case.policy, &map, &run.attempt);
             let now = BootSeconds(u32::try_from(boot).unwrap());
-            let compiled = map.decide_at(&flow, run.attempt.asked.unwrap(), run.attempt.here, &now);
+            let compiled =
+                map.decide_at(&flow, &case.named(&run.attempt), run.attempt.asked.unwrap(), run.attempt.here, &now);
             let by_dns = spec.rule.as_deref() == Some(BUILTIN_DNS);
             let rule = spec.rule.as_ref().filter(|_| !by_dns);
             let rule = rule.map(|id| map.rule_ids.iter().position(|other| other == id).unwrap() + 1);
@@ -255,6 +258,24 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
     compare_books(bench, case, &books);
     assert!(begin.elapsed() < CASE_MAX, "seed {}: a rule may have expired meanwhile", case.seed);
     groups.into_values().flatten().collect()
+}
+
+/// Gives addresses the names that answers of resolvers would have given them, and one that has run out.
+fn note_answers(bench: &mut Bench, case: &Case, now: u32) {
+    let kernel = bench.guard.datapath();
+    for address in kernel.dns_addresses().unwrap().into_keys() {
+        kernel.note_dns(address, &AddrNames::default()).unwrap();
+    }
+    let by_dns = case.policy.externals.values().find(|external| !external.dns.is_empty());
+    for (address, names) in &case.answers {
+        let mut entry = AddrNames::default();
+        for ((place, until), name) in entry.names.iter_mut().zip(&mut entry.until).zip(names) {
+            (*place, *until) = (case.policy.identity_of(name).unwrap(), now + 1_000);
+        }
+        let over = by_dns.filter(|external| !names.contains(&external.name));
+        (entry.names[3], entry.until[3]) = (over.map_or(IdentityId(0), |external| external.id.number()), now - 1);
+        kernel.note_dns(octets(*address), &entry).unwrap();
+    }
 }
 
 fn compare_books(bench: &mut Bench, case: &Case, books: &Books) {

@@ -1,6 +1,9 @@
 //! A flow to try -> a packet for a program, and where it is tried.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use agent_common::{
     flow::{Direction, proto},
@@ -120,6 +123,7 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     }
     attempt.asked = Some(if leaves { packet.peer } else { packet.local });
     attempt.here = way == Way::Socket;
+    attempt.named = if way == Way::Address { case.names_at(peer_addr) } else { BTreeSet::new() };
     let damage = if random.one_in(12) { Damage::any(&packet, random) } else { None };
     let reason = match damage {
         None => Reason::Allowed,

@@ -23,7 +23,7 @@ use crate::{
 
 /// Debian packages that the kernel tests start programs of: `ip`, `nft`, `setpriv` and `unshare`, and `strace`, which
 /// lets a system call fail when told to.
-const KERNEL_TEST_PACKAGES: &[&str] = &["iproute2", "nftables", "strace", "util-linux"];
+const KERNEL_TEST_PACKAGES: &[&str] = &["dnsmasq-base", "iproute2", "nftables", "strace", "util-linux"];
 
 /// Debian packages that a machine with another kernel takes: emulator, first programs, modules, and what unpacks kernels.
 const VM_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "xz-utils", "zstd"];

@@ -40,7 +40,7 @@ fn text(s: &Status) -> String {
         "agent      {} on {}, pid {}, up {}; {started}; guards {}\n\
          policy     {}@{} ({}, {}, {})   applied {} ago, epoch {}\n\
          modes      {}   (door/exit; without a label: {})\n\
-         dns        built-in: {}\n\
+         dns        built-in: {}{}\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
          devices    {} guarded, {} of workloads here, {} of other hosts'\n\
          denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
@@ -61,6 +61,10 @@ fn text(s: &Status) -> String {
         by_mode.join(", "),
         s.unknown_mode,
         resolvers(&s.resolvers),
+        match s.dns_names {
+            0 => String::new(),
+            names => format!("   externals: {}, {} addresses known", many(names, "name"), s.dns_addresses),
+        },
         s.labelled,
         s.ambiguous,
         s.overrides,

@@ -14,7 +14,7 @@ use agent_common::{
 use super::{Datapath, DatapathError, Identities, Prepared};
 use crate::{
     datapath::{sys, table::TableError},
-    policy::map_state::MapState,
+    policy::{dns_name, map_state::MapState},
 };
 
 /// What a self-check asks.
@@ -47,6 +47,7 @@ impl Datapath {
             (map::EDGES, &self.edges, prepared.edges.fd()),
             (map::SPILL, &self.spill, prepared.spill.fd()),
             (map::ADDR_EXT, &self.addr_ext, prepared.prefixes.fd()),
+            (map::DNS_NAMES, &self.dns_names, prepared.dns_names.fd()),
         ] {
             let id = sys::map_id(inner.as_fd()).map_err(|source| TableError { map: name, verb: "look at", source })?;
             // What user space reads from a map of maps is the id of the inner map.
@@ -63,9 +64,16 @@ impl Datapath {
         }
         for address in asked.addresses {
             let key = PrefixKey { bits: 128, addr: *address };
-            let found = prepared.prefixes.get(&key)?.unwrap_or(IdentityId::WORLD);
+            let found = prepared.prefixes.get(&key)?.map_or(IdentityId::WORLD, |entry| entry.id);
             let what = || format!("the address {}", std::net::Ipv6Addr::from(*address).to_canonical());
             same(what, &asked.state.peer_of(address), &found)?;
+        }
+        for (name, externals) in &asked.state.dns_names {
+            same(
+                || format!("the DNS name `{}`", dns_name::written(name)),
+                &Some(*externals),
+                &prepared.dns_names.get(name)?,
+            )?;
         }
         let step = asked.identities.cgroups.len().div_ceil(CGROUPS_MAX).max(1);
         let mut cgroups = 0;
@@ -75,7 +83,7 @@ impl Datapath {
             same(|| format!("the cgroup {cgroup}"), slot, &entry.slots[side as usize])?;
             cgroups += 1;
         }
-        Ok(asked.flows.len() + asked.addresses.len() + cgroups)
+        Ok(asked.flows.len() + asked.addresses.len() + asked.state.dns_names.len() + cgroups)
     }
 }
 

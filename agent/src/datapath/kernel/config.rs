@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use agent_common::{
     id::{Epoch, IdentityId},
-    layout::{EdgeEntry, EdgeKey, IdentSlot, PrefixKey, Settings, SpillEntry, UidKey},
+    layout::{
+        AddrEntry, DNS_NAMES_MAX, EdgeEntry, EdgeKey, IdentSlot, NameKey, PrefixKey, Settings, SpillEntry, UidKey,
+    },
 };
 
 use crate::{
@@ -55,7 +57,9 @@ pub struct Prepared {
     /// Its `spill`.
     pub spill: Table<u32, SpillEntry>,
     /// Its `addr_ext`.
-    pub prefixes: Table<PrefixKey, IdentityId>,
+    pub prefixes: Table<PrefixKey, AddrEntry>,
+    /// Its `dns_names`.
+    pub dns_names: Table<NameKey, [IdentityId; DNS_NAMES_MAX]>,
     pub(super) settings: Settings,
 }
 

@@ -52,13 +52,19 @@ impl Datapath {
 
         let prefixes = Table::create(MapKind::Trie, room(state.prefixes.len()), NO_PREALLOC, map::ADDR_EXT)?;
         for (prefix, id) in &state.prefixes {
-            prefixes.put(prefix, id)?;
+            prefixes.put(prefix, &state.entry(prefix, *id))?;
         }
         self.addr_ext.put(&side, &prefixes.raw())?;
 
+        let dns_names = Table::create(MapKind::Trie, room(state.dns_names.len()), NO_PREALLOC, map::DNS_NAMES)?;
+        for (name, externals) in &state.dns_names {
+            dns_names.put(name, externals)?;
+        }
+        self.dns_names.put(&side, &dns_names.raw())?;
+
         self.settings.put(&side, &settings)?;
         self.fill_identities(side, identities)?;
-        Ok(Prepared { epoch, edges, spill, prefixes, settings })
+        Ok(Prepared { epoch, edges, spill, prefixes, dns_names, settings })
     }
 
     /// Fills the identities of a prepared side again: cgroups came while it was filled.
@@ -81,6 +87,7 @@ impl Datapath {
             Self::closed(map::EDGES, prepared.edges.fd())?,
             Self::closed(map::SPILL, prepared.spill.fd())?,
             Self::closed(map::ADDR_EXT, prepared.prefixes.fd())?,
+            Self::closed(map::DNS_NAMES, prepared.dns_names.fd())?,
         ];
         self.epoch.put(&0, &u64::from(prepared.epoch.0))?;
         self.in_force = prepared.epoch;
@@ -102,6 +109,7 @@ impl Datapath {
             map::EDGES => Some(&self.edges),
             map::SPILL => Some(&self.spill),
             map::ADDR_EXT => Some(&self.addr_ext),
+            map::DNS_NAMES => Some(&self.dns_names),
             _ => None,
         }
     }

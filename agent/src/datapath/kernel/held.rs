@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use agent_common::{
     id::IdentityId,
-    layout::{EdgeEntry, EdgeKey, IdentSlot, PrefixKey, Settings, SpillEntry, UidKey, names::map},
+    layout::{
+        AddrEntry, DNS_NAMES_MAX, EdgeEntry, EdgeKey, IdentSlot, NameKey, PrefixKey, Settings, SpillEntry, UidKey,
+        names::map,
+    },
 };
 use zerocopy::IntoBytes;
 
@@ -23,7 +26,9 @@ pub struct Held {
     /// Ranges beyond the third, by index, as many as were asked for.
     pub spill: Vec<SpillEntry>,
     /// Prefixes of externals.
-    pub prefixes: BTreeMap<PrefixKey, IdentityId>,
+    pub prefixes: BTreeMap<PrefixKey, AddrEntry>,
+    /// DNS names of externals.
+    pub dns_names: BTreeMap<NameKey, [IdentityId; DNS_NAMES_MAX]>,
     /// Cgroups, those that are gone but for their sockets as well.
     pub cgroups: BTreeMap<u64, IdentSlot>,
     /// Narrowing by owner of the socket.
@@ -44,10 +49,11 @@ impl Datapath {
     pub fn held(&self, spills: usize) -> Result<Held, TableError> {
         let epoch = self.epoch.get(&0)?.unwrap_or(0);
         let side = u32::from(epoch & 1 == 1);
-        let (edges, spill, prefixes) = (
+        let (edges, spill, prefixes, dns_names) = (
             self.edges.inner::<EdgeKey, EdgeEntry>(&side, map::EDGES)?,
             self.spill.inner::<u32, SpillEntry>(&side, map::SPILL)?,
-            self.addr_ext.inner::<PrefixKey, IdentityId>(&side, map::ADDR_EXT)?,
+            self.addr_ext.inner::<PrefixKey, AddrEntry>(&side, map::ADDR_EXT)?,
+            self.dns_names.inner::<NameKey, [IdentityId; DNS_NAMES_MAX]>(&side, map::DNS_NAMES)?,
         );
         let spills = u32::try_from(spills).unwrap_or(u32::MAX);
         Ok(Held {
@@ -59,6 +65,7 @@ impl Datapath {
                 None => Vec::new(),
             },
             prefixes: prefixes.map(|prefixes| prefixes.all()).transpose()?.unwrap_or_default(),
+            dns_names: dns_names.map(|names| names.all()).transpose()?.unwrap_or_default(),
             cgroups: self.cgrp_ident.all()?.into_iter().map(|(id, e)| (id, e.slots[side as usize])).collect(),
             uids: self.uid_ident.all()?.into_iter().map(|(key, e)| (key, e.slots[side as usize])).collect(),
         })
@@ -69,7 +76,7 @@ impl Held {
     /// Returns every element as the kernel has it, in the order of maps and keys.
     #[must_use]
     pub fn raw(&self) -> Vec<RawElement> {
-        let Self { epoch, settings, edges, spill, prefixes, cgroups, uids } = self;
+        let Self { epoch, settings, edges, spill, prefixes, dns_names, cgroups, uids } = self;
         let mut raw = vec![
             (map::EPOCH, hex(&0_u32), hex(epoch)),
             (map::SETTINGS, hex(&u32::from(epoch & 1 == 1)), hex(settings)),
@@ -77,6 +84,7 @@ impl Held {
         raw.extend(edges.iter().map(|(key, value)| (map::EDGES, hex(key), hex(value))));
         raw.extend((0_u32..).zip(spill).map(|(key, value)| (map::SPILL, hex(&key), hex(value))));
         raw.extend(prefixes.iter().map(|(key, value)| (map::ADDR_EXT, hex(key), hex(value))));
+        raw.extend(dns_names.iter().map(|(key, value)| (map::DNS_NAMES, hex(key), hex(value))));
         raw.extend(cgroups.iter().map(|(key, value)| (map::CGRP_IDENT, hex(key), hex(value))));
         raw.extend(uids.iter().map(|(key, value)| (map::UID_IDENT, hex(key), hex(value))));
         raw

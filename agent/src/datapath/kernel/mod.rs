@@ -5,6 +5,7 @@ mod attach;
 mod check;
 mod config;
 pub(super) mod devices;
+mod dns;
 mod fill;
 mod held;
 mod links;
@@ -13,10 +14,10 @@ mod read;
 
 use agent_common::{
     cached::Keys,
-    id::Epoch,
+    id::{Epoch, IdentityId},
     layout::{
-        DenyCounter, DenyKey, DenyStat, DeviceEntry, FlowKey, FlowState, IdentEntry, RuleStat, Settings, UidKey,
-        names::map,
+        AddrNames, DenyCounter, DenyKey, DenyStat, DeviceEntry, FlowKey, FlowState, IdentEntry, RuleStat, Settings,
+        UidKey, names::map,
     },
 };
 use std::{collections::BTreeMap, os::fd::OwnedFd};
@@ -27,6 +28,7 @@ pub use self::{
     check::Questions,
     config::{DatapathConfig, DatapathError, Identities, Prepared, Runs},
     devices::Device,
+    dns::DnsCount,
     held::{Held, RawElement},
     links::{Act, Finding, Look, Object, Place},
     neighbours::Neighbour,
@@ -49,6 +51,9 @@ pub struct Datapath {
     edges: Table<u32, u32>,
     spill: Table<u32, u32>,
     addr_ext: Table<u32, u32>,
+    dns_names: Table<u32, u32>,
+    dns_addrs: Table<[u8; 16], AddrNames>,
+    dns_used: Table<IdentityId, u64>,
     cgrp_ident: Table<u64, IdentEntry>,
     uid_ident: Table<UidKey, IdentEntry>,
     dev_owner: Table<u32, DeviceEntry>,
@@ -82,7 +87,7 @@ pub struct Datapath {
 struct Side {
     settings: Settings,
     /// Map of maps, number of the map in it, and that map.
-    inner: [(&'static str, u32, OwnedFd); 3],
+    inner: [(&'static str, u32, OwnedFd); 4],
 }
 
 impl Datapath {
@@ -139,6 +144,9 @@ impl Datapath {
             edges: Table::open(&pins.map(map::EDGES), map::EDGES)?,
             spill: Table::open(&pins.map(map::SPILL), map::SPILL)?,
             addr_ext: Table::open(&pins.map(map::ADDR_EXT), map::ADDR_EXT)?,
+            dns_names: Table::open(&pins.map(map::DNS_NAMES), map::DNS_NAMES)?,
+            dns_addrs: Table::open(&pins.map(map::DNS_ADDRS), map::DNS_ADDRS)?,
+            dns_used: Table::open(&pins.map(map::DNS_USED), map::DNS_USED)?,
             cgrp_ident: Table::open(&pins.map(map::CGRP_IDENT), map::CGRP_IDENT)?,
             uid_ident: Table::open(&pins.map(map::UID_IDENT), map::UID_IDENT)?,
             dev_owner: Table::open(&pins.map(map::DEV_OWNER), map::DEV_OWNER)?,
@@ -187,6 +195,8 @@ fn check_shapes(pins: &Pins, capacity: &Capacity) -> Result<(), DatapathError> {
         (map::ADDR_OWNER, 16, 8, 16_384),
         (map::SETTINGS, 4, size(size_of::<Settings>()), 2),
         (map::EDGES, 4, 4, 2),
+        (map::DNS_ADDRS, 16, size(size_of::<AddrNames>()), 65_536),
+        (map::DNS_USED, 8, 8, 4_096),
         (map::RULE_STATS, 4, size(size_of::<RuleStat>()), 32_768),
         (map::DENY_SEEN, size(size_of::<DenyKey>()), size(size_of::<DenyStat>()), 65_536),
         (map::DENY_COUNTS, 4, 8, DenyCounter::COUNT),

@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_common::{id::IdentityId, layout::PrefixKey};
+use agent_common::{
+    id::IdentityId,
+    layout::{DNS_NAMES_MAX, NameKey, PrefixKey},
+};
 
 use super::{mark, prefixes};
 use crate::{
     identity::spiffe::set_number,
     policy::{
         ask::octets,
+        dns_name::DnsName,
         finding::{Code, Finding},
-        model::{Place, Policy, Rule},
+        model::{External, Place, Policy, Rule},
         names::{self, Form},
         peers::Peers,
     },
@@ -20,6 +24,8 @@ use crate::{
 pub(super) struct Cast {
     /// What an address stands for.
     pub(super) prefixes: BTreeMap<PrefixKey, IdentityId>,
+    /// Which externals a DNS name stands for.
+    pub(super) dns_names: BTreeMap<NameKey, [IdentityId; DNS_NAMES_MAX]>,
     /// Names for people.
     pub(super) names: BTreeMap<IdentityId, String>,
     /// The sets that each external is a member of.
@@ -59,8 +65,9 @@ impl Cast {
             let prefix = PrefixKey { bits: 128, addr: octets(address) };
             prefixes.insert(prefix, number.unwrap_or(IdentityId::UNKNOWN));
         }
+        let dns_names = dns_names(policy)?;
         if numbers.collisions.is_empty() {
-            Ok(Self { prefixes, names: numbers.names, sets })
+            Ok(Self { prefixes, dns_names, names: numbers.names, sets })
         } else {
             Err(numbers.collisions)
         }
@@ -93,6 +100,27 @@ impl Cast {
         }
         Some(())
     }
+}
+
+/// Every DNS name that stands in the policy, with all externals that it means: the kernel finds the longest only.
+fn dns_names(policy: &Policy) -> Result<BTreeMap<NameKey, [IdentityId; DNS_NAMES_MAX]>, Vec<Finding>> {
+    let written: Vec<(&DnsName, &External)> =
+        policy.externals.values().flat_map(|external| external.dns.iter().map(move |name| (name, external))).collect();
+    let mut found = BTreeMap::new();
+    for (name, external) in &written {
+        let meant = written.iter().filter(|(other, _)| other.covers(name)).map(|(_, external)| external.id.number());
+        let meant: BTreeSet<IdentityId> = meant.collect();
+        let mut ids = [IdentityId(0); DNS_NAMES_MAX];
+        if meant.len() > ids.len() {
+            let message = format!("`{name}` is a name of {} externals, and {DNS_NAMES_MAX} are the most", meant.len());
+            return Err(vec![Finding::new(Code::E18, mark(&external.place), message)]);
+        }
+        for (place, id) in ids.iter_mut().zip(meant) {
+            *place = id;
+        }
+        found.insert(name.key(), ids);
+    }
+    Ok(found)
 }
 
 /// The number of those who share an address: of the only one, or of the set. None: it is nobody's.

@@ -39,6 +39,8 @@ pub struct CompileInput<'a> {
     pub overrides: &'a [Rule],
     /// Whom the built-in `dns` lets every workload ask; without them it is off.
     pub resolvers: Option<&'a Resolvers>,
+    /// Whose answers tell the addresses of DNS names.
+    pub answers: Option<&'a Resolvers>,
     /// Workloads of other hosts, by address.
     pub peers: Option<&'a Peers>,
 }
@@ -65,9 +67,12 @@ pub fn compile(policy: &Policy, input: &CompileInput<'_>) -> Result<MapState, Ve
         edges,
         spill,
         prefixes: cast.prefixes,
+        dns_names: cast.dns_names,
         unknown_mode: Some(policy.mode_of_unknown()),
         resolvers: input.resolvers.cloned().unwrap_or_default(),
+        answers: input.answers.cloned().unwrap_or_default(),
         peers: input.peers.cloned().unwrap_or_default(),
+        named: BTreeMap::new(),
         rule_ids: rules.iter().map(|rule| rule.id.clone()).collect(),
         names: cast.names,
     })

@@ -89,7 +89,14 @@ mod tests {
     fn external(name: &str, cidrs: &[&str], except: &[&str]) -> External {
         let read = |list: &[&str]| list.iter().map(|text| Cidr::parse(text).unwrap()).collect();
         let id = SpiffeId::new("t", name).unwrap();
-        External { name: name.to_owned(), id, cidrs: read(cidrs), except: read(except), place: Place::default() }
+        External {
+            name: name.to_owned(),
+            id,
+            cidrs: read(cidrs),
+            except: read(except),
+            dns: vec![],
+            place: Place::default(),
+        }
     }
 
     fn table(externals: &[External]) -> Vec<(u32, String)> {

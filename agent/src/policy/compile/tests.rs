@@ -2,15 +2,18 @@
 
 use agent_common::{
     decide::decide,
-    flow::Flow,
+    flow::{Direction, Flow},
     id::{BootSeconds, RuleNumber},
     verdict::Decision,
 };
 
 use super::*;
-use crate::policy::{
-    load::load,
-    random::{self, Case, Sample},
+use crate::{
+    identity::spiffe::SpiffeId,
+    policy::{
+        load::load,
+        random::{self, Case, Sample},
+    },
 };
 
 const CASES: u64 = 600;
@@ -26,6 +29,11 @@ fn actual(map: &MapState, sample: &Sample) -> Decision {
     answer(map, sample, &sample.flow)
 }
 
+/// The numbers that answers of resolvers add to the other end.
+fn named(sample: &Sample) -> Vec<IdentityId> {
+    sample.attempt.named.iter().map(|name| SpiffeId::new("random.example", name).unwrap().number()).collect()
+}
+
 /// As [`actual`], for another flow; the rest is the sample's.
 fn answer(map: &MapState, sample: &Sample, flow: &Flow) -> Decision {
     at(map, sample, flow, sample.now)
@@ -33,8 +41,8 @@ fn answer(map: &MapState, sample: &Sample, flow: &Flow) -> Decision {
 
 fn at(map: &MapState, sample: &Sample, flow: &Flow, now: BootSeconds) -> Decision {
     match sample.attempt.asked {
-        Some(asked) => map.decide_at(flow, asked, sample.attempt.here, &now),
-        None => decide(map, flow, &now),
+        Some(asked) => map.decide_at(flow, &named(sample), asked, sample.attempt.here, &now),
+        None => map.decide_named(flow, &named(sample), &now),
     }
 }
 
@@ -154,7 +162,7 @@ const MUTANTS: &[Mutant] = &[
         valid_until: BootSeconds(0),
         ..actual(&case.map, sample)
     }),
-    ("resolvers ignored", |case, sample| decide(&case.map, &sample.flow, &sample.now)),
+    ("resolvers ignored", |case, sample| case.map.decide_named(&sample.flow, &named(sample), &sample.now)),
     ("the first resolver forgotten", |case, sample| {
         let rest = case.resolvers.addresses().iter().skip(1).copied().collect::<Vec<_>>();
         actual(&MapState { resolvers: rest.try_into().unwrap_or_default(), ..case.map.clone() }, sample)
@@ -165,7 +173,27 @@ const MUTANTS: &[Mutant] = &[
     }),
     ("resolvers opened to every address", |case, sample| {
         let asked = sample.attempt.asked.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
-        case.map.decide_at(&sample.flow, asked, true, &sample.now)
+        case.map.decide_at(&sample.flow, &named(sample), asked, true, &sample.now)
+    }),
+    ("names by DNS ignored", |case, sample| match sample.attempt.asked {
+        Some(asked) => case.map.decide_at(&sample.flow, &[], asked, sample.attempt.here, &sample.now),
+        None => decide(&case.map, &sample.flow, &sample.now),
+    }),
+    ("names by DNS beat deny rules", |case, sample| {
+        let names = named(sample);
+        let alone = names.iter().map(|&name| match sample.flow.direction {
+            Direction::Egress => with_flow(case, sample, |flow| flow.to = name),
+            Direction::Ingress => with_flow(case, sample, |flow| flow.from = name),
+        });
+        alone.into_iter().find(|found| found.allow).unwrap_or_else(|| actual(&case.map, sample))
+    }),
+    ("only the first name by DNS taken", |case, sample| {
+        let names = named(sample);
+        let first = &names[..names.len().min(1)];
+        match sample.attempt.asked {
+            Some(asked) => case.map.decide_at(&sample.flow, first, asked, sample.attempt.here, &sample.now),
+            None => case.map.decide_named(&sample.flow, first, &sample.now),
+        }
     }),
 ];
 

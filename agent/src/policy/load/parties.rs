@@ -10,6 +10,7 @@ use super::{
 };
 use crate::policy::{
     cidr::InvalidCidr,
+    dns_name::DnsName,
     fields::Text,
     file::{ExternalFile, GroupFile, PolicyFile, WorkloadFile},
     finding::{Code, Finding, Mark},
@@ -96,8 +97,22 @@ impl Loader {
             set.into_iter().collect()
         };
         let place = file.name.at.place.clone();
-        let external = External { name: name.clone(), id, cidrs: ranges(cidrs), except: ranges(except), place };
+        let dns = self.dns_names(&file.dns);
+        let external = External { name: name.clone(), id, cidrs: ranges(cidrs), except: ranges(except), dns, place };
         self.policy.externals.insert(name, external);
+    }
+
+    fn dns_names(&mut self, texts: &[Text]) -> Vec<DnsName> {
+        let mut names = BTreeSet::new();
+        for text in texts {
+            match DnsName::parse(&text.value) {
+                Ok(name) => {
+                    names.insert(name);
+                }
+                Err(error) => self.error(Code::E18, &text.at, error.to_string()),
+            }
+        }
+        names.into_iter().collect()
     }
 
     fn cidrs<'t>(&mut self, texts: &'t [Text]) -> Vec<(Cidr, &'t Text)> {

@@ -48,6 +48,10 @@ impl Loader {
         let caller = self.who(from);
         let callee = self.who(to);
         let specs = self.port_specs(ports, callee.as_ref());
+        if *action == Action::Deny {
+            self.check_denied(from, caller.as_ref());
+            self.check_denied(to, callee.as_ref());
+        }
         let id = match id {
             Some(text) => {
                 self.check_id(text);
@@ -72,6 +76,25 @@ impl Loader {
             ticket: text(ticket),
             place: at.place.clone(),
         })
+    }
+
+    /// Reports an end of a deny of which not every address is known.
+    fn check_denied(&mut self, text: &Text, who: Option<&Who>) {
+        let Some(Who::Declared(name, kind)) = who else { return };
+        let group = self.policy.groups.get(name).filter(|_| *kind == Kind::Group);
+        let members = group.map_or_else(|| vec![name.clone()], Clone::clone);
+        let by_dns = |name: &&String| self.policy.externals.get(*name).is_some_and(|external| !external.dns.is_empty());
+        let Some(external) = members.iter().find(by_dns) else { return };
+        let message = if external == name {
+            format!("`{name}` is known by DNS names, and a deny would not reach every address of it")
+        } else {
+            format!("`{external}` in `{name}` is known by DNS names, and a deny would not reach every address of it")
+        };
+        let mut finding = Finding::new(Code::E09, text.at.clone(), message);
+        if let Some(declared) = self.declared.get(external) {
+            finding = finding.also(declared.at.clone(), "declared here");
+        }
+        self.findings.push(finding.help("deny a range in `cidrs`, or allow less: what no rule allows is denied"));
     }
 
     fn check_id(&mut self, text: &Text) {

@@ -291,7 +291,8 @@ fn g85_groups_end_and_externals_are_ranges() {
     refused(&external("cidrs: [10.0.0.1/8]"), &[("E17", "write `10.0.0.0/8`")]);
     refused(&external("cidrs: [10.0.0.0/8], except: [11.0.0.0/8]"), &[("E17", "does not lie in any range")]);
     refused(&external("cidrs: [10.0.0.1]"), &[("E17", "is not an address range")]);
-    refused(&external("dns: [a.example]"), &[("E01", "not supported by this version")]);
+    refused(&external("dns: [a.*.example]"), &[("E18", "has a star inside")]);
+    refused(&external("dns: [10.0.0.1, a.example]"), &[("E18", "write it as a range in `cidrs`")]);
 }
 
 #[test]
