@@ -31,7 +31,7 @@ use eastwall::{
         ask::octets,
         compile::{CompileInput, compile},
         random::{self, Case, Random},
-        spec::{BUILTIN_DNS, decide_naively},
+        spec::{Attempt, BUILTIN_DNS, decide_naively},
     },
 };
 use runs::{Group, Run, Way};
@@ -139,7 +139,7 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
         Err(_) => u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() & u128::from(u64::MAX)).unwrap(),
     };
     let (mut pairs, mut policies, mut passed, mut reasons) = (0, 0, 0, BTreeMap::<&str, usize>::new());
-    let mut by_dns = BTreeMap::<_, usize>::new();
+    let (mut by_dns, mut by_name) = (BTreeMap::<_, usize>::new(), BTreeMap::<_, usize>::new());
     let begin = Instant::now();
     while pairs < PAIRS_MIN {
         let case = Case::new(seed.wrapping_add(policies), 0);
@@ -147,18 +147,22 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
             pairs += 1;
             passed += usize::from(run.passes);
             *by_dns.entry((run.attempt.direction, run.attempt.here)).or_default() += usize::from(run.by_dns);
+            *by_name.entry(run.attempt.direction).or_default() += usize::from(run.by_name);
             *reasons.entry(run.reason.name()).or_default() += 1;
         }
         policies += 1;
     }
     println!(
-        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}; by dns {by_dns:?}",
+        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}; by dns {by_dns:?}; by name {by_name:?}",
         begin.elapsed()
     );
     // The comparison is worth nothing if the packets are all alike.
     assert!(passed > pairs / 10 && passed < pairs * 9 / 10, "{passed} of {pairs} passed");
     for way in [(Direction::Egress, false), (Direction::Egress, true), (Direction::Ingress, true)] {
         assert!(by_dns.get(&way).is_some_and(|&n| n > 10), "the built-in is rare: {by_dns:?}");
+    }
+    for direction in [Direction::Egress, Direction::Ingress] {
+        assert!(by_name.get(&direction).is_some_and(|&n| n > 10), "names by DNS decide little: {by_name:?}");
     }
     let every = [
         Reason::NoRule,
@@ -228,6 +232,9 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
                 // What no rule matched is a hit of the default, whatever a built-in makes of it.
                 *books.hits.entry(hit).or_default() += 1;
                 run.by_dns = by_dns;
+                let nameless = Attempt { named: BTreeSet::new(), ..run.attempt.clone() };
+                let nameless = decide_naively(&case.policy, &case.overrides, resolvers.addresses(), &nameless);
+                run.by_name = nameless.allow != spec.allow;
             }
         }
         let binds = mode == Mode::Enforce || run.reason == Reason::OverrideDeny;

@@ -71,6 +71,8 @@ pub struct Run {
     pub passes: bool,
     /// Whether it is the built-in `dns` that allows it.
     pub by_dns: bool,
+    /// Whether it is allowed by what answers of resolvers say of an address, or denied.
+    pub by_name: bool,
     packet: Packet,
 }
 
@@ -134,7 +136,10 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     let frame = frames::frame(&packet, damage);
     let flow = random::flow(&case.policy, map, &attempt);
     let (local, peer) = if leaves { (flow.from, flow.to) } else { (flow.to, flow.from) };
-    (Group { local, peer, way, leaves }, Run { attempt, frame, reason, passes: false, by_dns: false, packet })
+    (
+        Group { local, peer, way, leaves },
+        Run { attempt, frame, reason, passes: false, by_dns: false, by_name: false, packet },
+    )
 }
 
 /// The resolvers of a case, one on loopback, and two whose own door is asked.

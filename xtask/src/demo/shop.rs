@@ -128,6 +128,8 @@ fn postgres(place: &Place, ports: Ports) -> Result<Command> {
         "listen_addresses=127.0.0.1",
         "unix_socket_directories=",
         "fsync=off",
+        // Killed, it leaves nothing behind in memory that others share.
+        "dynamic_shared_memory_type=mmap",
         // A query whose caller has gone ends at once, and the log says so.
         "client_connection_check_interval=20ms",
         "log_disconnections=on",
