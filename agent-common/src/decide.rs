@@ -58,7 +58,7 @@ pub struct Best(pub u64);
 
 const RULE_BITS: u32 = 19;
 const EXPIRED: u64 = 1 << (RULE_BITS + 3);
-/// Most rules of a policy.
+/// Most rules of a policy, which have numbers from 1 on.
 pub const RULES_MAX: u32 = (1 << RULE_BITS) - 1;
 
 impl Best {
@@ -131,7 +131,7 @@ pub fn best(policy: &impl PolicyMap, flow: &Flow, clock: &impl Clock) -> Best {
 fn for_key(policy: &impl PolicyMap, key: &EdgeKey, flow: &Flow, clock: &impl Clock) -> Option<Best> {
     let entry = policy.edge(key)?;
     let found = first_match(policy, entry, flow, clock, true);
-    if found.0 != Best::NONE.0 {
+    if found != Best::NONE {
         return Some(found);
     }
     // What would match if nothing ever ran out.

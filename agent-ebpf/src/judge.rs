@@ -5,7 +5,7 @@ use agent_common::{
     decide::{Best, best, unknown_end},
     flow::{Direction, Flow, icmp_port, proto},
     id::{IdentityId, RuleNumber},
-    layout::{AddrNames, FlowKey, Hook, IdentSlot, KnownBy, Role},
+    layout::{DNS_NAMES_MAX, FlowKey, Hook, IdentSlot, KnownBy, Role},
     parse::{Packet, plain::Plain},
     verdict::{Decision, Mode, Verdict},
 };
@@ -304,8 +304,8 @@ pub extern "C" fn ew_best_by_names(case: *const Case) -> u64 {
         return best.0;
     };
     let now = policy::boot_seconds();
-    for (name, &until) in names.names.iter().zip(&names.until) {
-        if AddrNames::counts(*name, until, now, asked.is_running) {
+    for place in 0..DNS_NAMES_MAX {
+        if let Some(name) = names.name(place, now, asked.is_running) {
             best = best.or(Best(ew_best(case, name.0)));
         }
     }

@@ -92,28 +92,25 @@ pub extern "C" fn ew_count_hit(rule: u32, side: u32) -> u32 {
     0
 }
 
-/// Says whether an address is one of a resolver of this node.
+/// Says whether an address is one of a resolver that every workload may ask.
 #[inline(always)]
 pub fn is_resolver(addr: &Addr, epoch: u32) -> bool {
-    ew_is_resolver(addr[0], addr[1], epoch) != 0
-}
-
-/// Global and by value: checked once, and nothing of it is on the stack of a caller.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn ew_is_resolver(first: u64, second: u64, epoch: u32) -> u32 {
-    settings(epoch & 1).map_or(0, |settings| u32::from(builtin::is_resolver(&[first, second], &settings.resolvers)))
+    ew_is_resolver(addr[0], addr[1], epoch, 0) != 0
 }
 
 /// Says whether an address is one of a resolver whose answers name externals.
 #[inline(always)]
 pub fn names_externals(addr: &Addr, epoch: u32) -> bool {
-    ew_names_externals(addr[0], addr[1], epoch) != 0
+    ew_is_resolver(addr[0], addr[1], epoch, 1) != 0
 }
 
-/// As [`ew_is_resolver`].
+/// Global and by value: checked once, and nothing of it is on the stack of a caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ew_names_externals(first: u64, second: u64, epoch: u32) -> u32 {
-    settings(epoch & 1).map_or(0, |settings| u32::from(builtin::is_resolver(&[first, second], &settings.dns_resolvers)))
+pub extern "C" fn ew_is_resolver(first: u64, second: u64, epoch: u32, names: u32) -> u32 {
+    let Some(settings) = settings(epoch & 1) else {
+        return 0;
+    };
+    let resolvers = if names == 0 { &settings.resolvers } else { &settings.dns_resolvers };
+    u32::from(builtin::is_resolver(&[first, second], resolvers))
 }

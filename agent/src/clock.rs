@@ -1,6 +1,6 @@
 //! The only place that asks for the time.
 
-use agent_common::layout::TICK_SHIFT;
+use agent_common::{id::BootSeconds, layout::TICK_SHIFT};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::events::record::{Now, UnixMillis};
@@ -11,6 +11,18 @@ pub fn now() -> Now {
     let wall = clock_gettime(ClockId::Realtime);
     let boot = clock_gettime(ClockId::Boottime);
     Now { wall: UnixMillis(nanos(wall) / 1_000_000), boot_ns: nanos(boot) }
+}
+
+/// Seconds on the boot clock, which rules and answers of resolvers count their ends by.
+#[must_use]
+pub fn boot_seconds() -> BootSeconds {
+    seconds_of(nanos(clock_gettime(ClockId::Boottime)))
+}
+
+/// Returns the second of a moment on the boot clock, in ns.
+#[must_use]
+pub fn seconds_of(boot_ns: u64) -> BootSeconds {
+    BootSeconds(u32::try_from(boot_ns / 1_000_000_000).unwrap_or(u32::MAX))
 }
 
 /// Unix time in seconds.

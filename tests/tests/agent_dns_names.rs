@@ -14,8 +14,8 @@ use std::{
 };
 
 use serde_json::{Map, json};
-use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, RCODE, TYPE, rdata::RData};
 use tests::{
+    dns,
     frames::FAMILIES,
     lab::{
         Actor, Agent, AgentOptions, Cgroup, Errno, Family, Kind, Need, NetNs, Process, Program, Socket, TwoHosts,
@@ -62,10 +62,7 @@ fn resolver(cgroup: &Cgroup, net: &NetNs) -> Process {
 
 /// Asks a resolver as a program would, and returns the addresses that it says. None: no answer.
 fn ask(by: &Actor, resolver: SocketAddr, name: &str, family: Family, connected: bool) -> Option<Vec<IpAddr>> {
-    let kind = if family == Family::V4 { TYPE::A } else { TYPE::AAAA };
-    let mut packet = Packet::new_query(7);
-    packet.questions.push(Question::new(Name::new(name).unwrap(), QTYPE::TYPE(kind), QCLASS::CLASS(CLASS::IN), false));
-    let query = packet.build_bytes_vec().unwrap();
+    let query = dns::query(name, family);
     let socket = by.socket(Family::of(resolver), Kind::Datagram, 0).unwrap();
     let sent = if connected {
         by.connect(socket, resolver, LONG).and_then(|()| by.send(socket, &query))
@@ -74,15 +71,7 @@ fn ask(by: &Actor, resolver: SocketAddr, name: &str, family: Family, connected: 
     };
     let heard = sent.and_then(|_| by.receive_for(socket, 1, Duration::from_secs(1)));
     by.close(socket);
-    let answer = heard.ok()?.pop()?;
-    let answer = Packet::parse(&answer.data).unwrap();
-    assert_eq!(answer.rcode(), RCODE::NoError, "{answer:?}");
-    let addresses = answer.answers.iter().filter_map(|record| match &record.rdata {
-        RData::A(a) => Some(IpAddr::from(a.address.to_be_bytes())),
-        RData::AAAA(a) => Some(IpAddr::from(a.address.to_be_bytes())),
-        _ => None,
-    });
-    Some(addresses.collect())
+    Some(dns::addresses(&heard.ok()?.pop()?.data))
 }
 
 struct Place {
@@ -260,23 +249,10 @@ fn an_answer_of_somebody_else_names_nobody() {
     let far = SocketAddr::new("10.9.1.99".parse().unwrap(), 53);
     let (forger, _) = place.hosts.far.party.actor.udp_bind(far).unwrap();
     let socket = web.socket(Family::V4, Kind::Datagram, 0).unwrap();
-    let mut packet = Packet::new_query(7);
-    packet.questions.push(Question::new(
-        Name::new("api.partner.example").unwrap(),
-        QTYPE::TYPE(TYPE::A),
-        QCLASS::CLASS(CLASS::IN),
-        false,
-    ));
-    web.send_to(socket, far, &packet.build_bytes_vec().unwrap()).unwrap();
+    web.send_to(socket, far, &dns::query("api.partner.example", Family::V4)).unwrap();
     let from = place.hosts.far.party.actor.receive(forger, 1).unwrap()[0].from.unwrap();
-    let mut answer = packet.into_reply();
-    answer.answers.push(simple_dns::ResourceRecord::new(
-        Name::new("api.partner.example").unwrap(),
-        CLASS::IN,
-        600,
-        RData::A(simple_dns::rdata::A { address: u32::from_be_bytes([10, 9, 1, 10]) }),
-    ));
-    place.hosts.far.party.actor.send_to(forger, from, &answer.build_bytes_vec().unwrap()).unwrap();
+    let answer = dns::answer("api.partner.example", &[(API[0], 600)]);
+    place.hosts.far.party.actor.send_to(forger, from, &answer).unwrap();
     assert_eq!(web.receive(socket, 1).unwrap().len(), 1, "it hears it");
     place.refused(web, API);
     assert_eq!(place.agent.counter("dns.answers"), 0);

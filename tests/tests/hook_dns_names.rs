@@ -14,13 +14,11 @@ use agent_common::{
 use eastwall::{
     identity::spiffe::SpiffeId,
     policy::{ask::octets, resolvers::Resolvers},
+    reconcile::dns_names::forget,
 };
 use rustix::time::{ClockId, clock_gettime};
-use simple_dns::{
-    CLASS, Name, Packet, QCLASS, QTYPE, Question, ResourceRecord, TYPE,
-    rdata::{A, AAAA, RData},
-};
 use tests::{
+    dns,
     frames::FAMILIES,
     lab::{Actor, Errno, Family, Kind, NetNs, Party, Place, Scene, Socket, VethEnd},
 };
@@ -169,20 +167,6 @@ impl<'s> Asked<'s> {
     }
 }
 
-fn written(name: &str, records: &[(&str, u32)]) -> Vec<u8> {
-    let mut packet = Packet::new_reply(7);
-    let name = Name::new(name).unwrap();
-    packet.questions.push(Question::new(name.clone(), QTYPE::TYPE(TYPE::A), QCLASS::CLASS(CLASS::IN), false));
-    for (address, ttl) in records {
-        let data = match address.parse().unwrap() {
-            IpAddr::V4(v4) => RData::A(A { address: v4.to_bits() }),
-            IpAddr::V6(v6) => RData::AAAA(AAAA { address: v6.to_bits() }),
-        };
-        packet.answers.push(ResourceRecord::new(name.clone(), CLASS::IN, *ttl, data));
-    }
-    packet.build_bytes_vec_compressed().unwrap()
-}
-
 #[test]
 fn an_answer_is_kept_as_long_as_it_says_within_bounds_and_as_far_as_there_is_room() {
     let Some(scene) = Scene::open(Place::Veth, true) else { return };
@@ -196,7 +180,7 @@ fn an_answer_is_kept_as_long_as_it_says_within_bounds_and_as_far_as_there_is_roo
         ("127.0.0.1", hours),
         ("fe80::1", hours),
     ];
-    asked.answer(web, &written("named.example", &records));
+    asked.answer(web, &dns::answer("named.example", &records));
     let about = |found: &[(IpAddr, u32)], address: &str, ttl: u32| {
         let ttl_found = found.iter().find(|(addr, _)| *addr == address.parse::<IpAddr>().unwrap()).unwrap().1;
         assert!(ttl_found <= ttl && ttl_found + 30 > ttl, "{address}: {ttl_found} s left");
@@ -208,25 +192,27 @@ fn an_answer_is_kept_as_long_as_it_says_within_bounds_and_as_far_as_there_is_roo
     about(&found, "192.0.2.2", 2 * hours);
     about(&found, "2001:db8::1", 60);
     // A later answer that says less shortens nothing; one that says more lasts a week at most.
-    asked.answer(web, &written("NAMED.example", &[("192.0.2.2", 1), ("192.0.2.1", 100 * 24 * hours)]));
+    asked.answer(web, &dns::answer("NAMED.example", &[("192.0.2.2", 1), ("192.0.2.1", 100 * 24 * hours)]));
     about(&asked.known(), "192.0.2.2", 2 * hours);
     about(&asked.known(), "192.0.2.1", 7 * 24 * hours);
     assert_eq!(count(&scene, DenyCounter::DnsFull), 0);
     // The room of one external.
     let many: Vec<String> = (1..=20).map(|n| format!("198.51.100.{n}")).collect();
     let records: Vec<(&str, u32)> = many.iter().map(|address| (address.as_str(), 60)).collect();
-    asked.answer(web, &written("both.example", &records));
+    asked.answer(web, &dns::answer("both.example", &records));
     assert_eq!((asked.known().len(), count(&scene, DenyCounter::DnsFull)), (4, 19));
     assert_eq!((count(&scene, DenyCounter::DnsRead), count(&scene, DenyCounter::DnsUnread)), (3, 0));
     // What has run out makes room, that which ran out first.
     for (n, address) in ["192.0.2.1", "192.0.2.2", "198.51.100.1"].into_iter().enumerate() {
         note(&scene, address.parse().unwrap(), Some("named"), now() - 100 + u32::try_from(n).unwrap());
     }
-    let left = scene.guard().datapath().sweep_dns(now(), 4).unwrap();
-    assert_eq!((left.addresses, left.stale), (1, 1));
+    let known = scene.guard().datapath().dns_addresses().unwrap();
+    let left = forget(&known, now(), 4);
+    scene.guard().datapath().forget_dns(&known, &left).unwrap();
+    assert_eq!((left.live, left.stale), (1, 1));
     let known: Vec<IpAddr> = asked.known().into_iter().map(|(address, _)| address).collect();
     assert_eq!(known, ["198.51.100.1", "2001:db8::1"].map(|address| address.parse::<IpAddr>().unwrap()));
-    asked.answer(web, &written("named.example", &records));
+    asked.answer(web, &dns::answer("named.example", &records));
     assert_eq!((asked.known().len(), count(&scene, DenyCounter::DnsFull)), (4, 19 + 17));
 }
 
@@ -237,17 +223,17 @@ fn what_is_no_answer_about_an_external_opens_nothing_and_what_cannot_be_read_is_
     let web = &scene.web.actor;
     let record = [("192.0.2.1", 600)];
     for name in ["other.example", "xnamed.example", "named.example.com", "a.named.example", "example"] {
-        asked.answer(web, &written(name, &record));
+        asked.answer(web, &dns::answer(name, &record));
     }
-    let mut query = written("named.example", &record);
+    let mut query = dns::answer("named.example", &record);
     query[2] &= 0x7f;
-    let mut failed = written("named.example", &record);
+    let mut failed = dns::answer("named.example", &record);
     failed[3] |= 3;
     asked.answer(web, &query);
     asked.answer(web, &failed);
     assert_eq!((asked.known(), count(&scene, DenyCounter::DnsUnread)), (vec![], 0));
     // Cut short, and longer than what is read.
-    let whole = written("named.example", &record);
+    let whole = dns::answer("named.example", &record);
     asked.answer(web, &whole[..whole.len() - 1]);
     asked.answer(web, &[0; 2_100]);
     assert_eq!((asked.known(), count(&scene, DenyCounter::DnsUnread)), (vec![], 2));
@@ -264,7 +250,7 @@ fn what_is_no_answer_about_an_external_opens_nothing_and_what_cannot_be_read_is_
 fn an_answer_that_comes_to_a_network_of_the_workloads_own_names_nobody() {
     let Some(scene) = Scene::open(Place::Veth, true) else { return };
     let asked = Asked::open(&scene, 100);
-    let whole = written("named.example", &[("192.0.2.1", 600)]);
+    let whole = dns::answer("named.example", &[("192.0.2.1", 600)]);
     // The same workload in another network, which has the address of the resolver for its own.
     let net = NetNs::new();
     let far = NetNs::new();

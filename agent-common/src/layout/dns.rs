@@ -50,11 +50,17 @@ pub struct AddrNames {
 layout!(AddrNames, size 48, names @ 0, until @ 32);
 
 impl AddrNames {
-    /// Says whether a name counts at a moment, in boot seconds. A flow that is running keeps its name when the answer runs
-    /// out.
+    /// Returns the name at a place if it counts at a moment, in boot seconds. A flow that is running keeps its name when the
+    /// answer runs out.
     #[inline(always)]
     #[must_use]
-    pub const fn counts(name: IdentityId, until: u32, now: u32, is_running: bool) -> bool {
-        name.0 != 0 && (is_running || now < until)
+    pub const fn name(&self, place: usize, now: u32, is_running: bool) -> Option<IdentityId> {
+        let (name, until) = (self.names[place], self.until[place]);
+        if name.0 != 0 && (is_running || now < until) { Some(name) } else { None }
+    }
+
+    /// Returns every name that counts; see [`Self::name`].
+    pub fn live(&self, now: u32, is_running: bool) -> impl Iterator<Item = IdentityId> {
+        (0..DNS_NAMES_MAX).filter_map(move |place| self.name(place, now, is_running))
     }
 }

@@ -249,9 +249,6 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision, leav
         if !case.leaves && matches!(case.role, Role::Callee) {
             mark_called(skb);
         }
-        if !leaves && case.may_be_answer() {
-            ew_skb_hear_answer(skb, case);
-        }
         let recorded = flows::record(&key, case.epoch, decision.valid_until.0, case.peer_cgroup);
         // A connected socket remembers by itself; for others a flow that is not recorded has replies
         // that look like new flows.
@@ -260,7 +257,11 @@ fn flow_case(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision, leav
             *decision = on_error(&Error::FlowTableFull);
         }
     }
-    finish(skb, case, decision)
+    let code = finish(skb, case, decision);
+    if !leaves && code == Verdict::Allow as i32 && case.may_be_answer() {
+        ew_skb_hear_answer(skb, case);
+    }
+    code
 }
 
 /// Takes from the receiver's end what is known there about another cgroup's socket at this address and port.
@@ -321,10 +322,7 @@ pub extern "C" fn ew_skb_hear_answer(skb: *mut __sk_buff, case: *const Case) -> 
         return 0;
     };
     // SAFETY: storage of a live socket.
-    if settings.dns_quota != 0
-        && unsafe { (*stored).netns } == settings.host_netns
-        && policy::names_externals(&case.peer_addr, case.epoch)
-    {
+    if unsafe { (*stored).netns } == settings.host_netns && policy::names_externals(&case.peer_addr, case.epoch) {
         dns::hear(skb, case, 0);
     }
     0

@@ -120,6 +120,10 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
         return false;
     };
     let Plain { src, dst, src_port, dst_port, proto, tcp_flags, .. } = plain;
+    // An answer that may name an external is looked at, each one.
+    if !leaves && src_port == DNS_PORT && proto == proto::UDP && policy::names_externals(&src, epoch) {
+        return false;
+    }
     // SAFETY: the context.
     let owner = device_owner(unsafe { (*skb).ifindex }, 0);
     let mut key = if leaves {
@@ -128,10 +132,6 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
         flows::key(owner, &dst, &src, dst_port, src_port, proto)
     };
     // Who calls has the higher port, nearly always: so one look is enough.
-    // An answer that may name an external is looked at, each one.
-    if !leaves && src_port == DNS_PORT && proto == proto::UDP && policy::names_externals(&src, epoch) {
-        return false;
-    }
     let by_own = src_port > dst_port;
     by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
         || !flows::asks(proto, tcp_flags, None) && is_live(&mut key, epoch, leaves, tcp_flags, true)

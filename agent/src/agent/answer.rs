@@ -1,10 +1,10 @@
 //! Answers of the reconcile thread to requests of the control socket.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use agent_common::{
     flow::proto,
-    id::{BootSeconds, IdentityId, RuleNumber},
+    id::{IdentityId, RuleNumber},
     layout::{DenyCounter, EdgeEntry, Range, ident_flags, level},
     verdict::Mode,
 };
@@ -165,7 +165,7 @@ impl Core {
             modes: policy.workloads.values().map(|w| (w.name.clone(), modes(w.ingress_mode, w.egress_mode))).collect(),
             unknown_mode: self.state.unknown_mode.unwrap_or(Mode::Observe).name().to_owned(),
             dns_names: self.state.dns_names.len(),
-            dns_addresses: self.dns.addresses,
+            dns_addresses: self.dns.live,
             resolvers: self.state.resolvers.addresses().to_vec(),
             devices: self.watch.owners().devices.len(),
             addresses: self.watch.owners().addresses.len(),
@@ -219,9 +219,13 @@ impl Core {
             Err(e) => return usage(e),
         };
         let overrides = self.overrides.rules();
-        let now = BootSeconds(u32::try_from(clock::now().boot_ns / 1_000_000_000).unwrap_or(u32::MAX));
-        let by_address = [&from, &to].into_iter().any(|party| matches!(party, Party::Address(_)));
-        let here = match by_address.then(|| self.state_here()).transpose() {
+        let now = clock::boot_seconds();
+        let addresses = [&from, &to].into_iter().filter_map(|party| match party {
+            Party::Address(address) => Some(*address),
+            Party::Name(_) => None,
+        });
+        let addresses: Vec<IpAddr> = addresses.collect();
+        let here = match (!addresses.is_empty()).then(|| self.state_here(&addresses)).transpose() {
             Ok(here) => here,
             Err(e) => return Reply::Refused { message: format!("{e:#}"), code: code::PARTLY },
         };
@@ -317,7 +321,7 @@ impl Core {
             ("flows.capacity", u64::from(self.config.capacity.flows)),
             ("prefixes.used", size(self.state.prefixes.len())),
             ("dns.names", size(self.state.dns_names.len())),
-            ("dns.addresses", size(self.dns.addresses)),
+            ("dns.addresses", size(self.dns.live)),
             ("dns.addresses-stale", size(self.dns.stale)),
             ("dns.answers", count(DenyCounter::DnsRead)),
             ("dns.answers-unread", count(DenyCounter::DnsUnread)),

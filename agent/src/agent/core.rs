@@ -30,7 +30,7 @@ use crate::{
     clock,
     config::Config,
     control::wire::Applied,
-    datapath::{Datapath, DatapathError, DnsCount, log::KernelLog, ring::Ring},
+    datapath::{Datapath, DatapathError, log::KernelLog, ring::Ring},
     events::{
         pipeline::{Pipeline, Tick},
         record::{LifecycleEvent, Phase, PolicyChange, Record, new_uid},
@@ -39,6 +39,7 @@ use crate::{
     },
     identity::resolver::{Labels, Resolver},
     policy::map_state::MapState,
+    reconcile::dns_names::{Left, forget},
 };
 
 /// How often windows end, counters are read and the directory is looked at.
@@ -83,8 +84,8 @@ pub struct Core {
     pub(super) unresolved: BTreeMap<u64, u32>,
     /// Cookie of the network namespace that the agent is in: the host's.
     pub(super) host_netns: u64,
-    /// Addresses that had a DNS name of an external at the last sweep.
-    pub(super) dns: DnsCount,
+    /// What the last sweep left of the names by DNS.
+    pub(super) dns: Left,
     /// Boot second of that sweep.
     pub(super) dns_swept: u32,
     /// Devices of workloads.
@@ -327,14 +328,15 @@ impl Core {
 
     /// Forgets what answers said long ago. Without a name in the policy nothing is read.
     fn sweep_dns(&mut self) -> Result<(), DatapathError> {
-        if self.state.dns_names.is_empty() && self.dns == DnsCount::default() {
+        let now = clock::boot_seconds().0;
+        let is_none = self.state.dns_names.is_empty() && self.dns.used.is_empty();
+        if is_none || now < self.dns_swept.saturating_add(DNS_SWEEP) {
             return Ok(());
         }
-        let now = u32::try_from(clock::now().boot_ns / 1_000_000_000).unwrap_or(u32::MAX);
-        if now >= self.dns_swept.saturating_add(DNS_SWEEP) {
-            self.dns = self.datapath.sweep_dns(now, DNS_ADDRESSES)?;
-            self.dns_swept = now;
-        }
+        let known = self.datapath.dns_addresses()?;
+        self.dns = forget(&known, now, DNS_ADDRESSES);
+        self.datapath.forget_dns(&known, &self.dns)?;
+        self.dns_swept = now;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use agent_common::{
     id::IdentityId,
-    layout::{AddrNames, PrefixKey, ident_flags},
+    layout::{PrefixKey, ident_flags},
 };
 use anyhow::{Context as _, Result};
 use tracing::info;
@@ -23,7 +23,7 @@ use crate::{
     datapath::{self, DatapathError},
     events::escape::escape,
     identity::devices::{Device, Known, Network, Owned, Owners, owners},
-    policy::{map_state::MapState, names},
+    policy::{ask::octets, map_state::MapState, names},
     sources::{
         devices::{Devices, DevicesError, Link},
         netns,
@@ -259,19 +259,18 @@ impl Core {
         rows
     }
 
-    /// The policy in force, in which the addresses of workloads here stand for them: for questions about addresses.
-    pub(super) fn state_here(&self) -> Result<MapState> {
+    /// The policy in force, in which the addresses of workloads here stand for them, and those that are asked about have
+    /// the names that answers of resolvers gave them: for questions about addresses.
+    pub(super) fn state_here(&self, asked: &[IpAddr]) -> Result<MapState> {
         let mut state = (*self.state).clone();
-        let now = u32::try_from(clock::now().boot_ns / 1_000_000_000).unwrap_or(u32::MAX);
-        let here = &self.watch.owners.addresses;
-        for (addr, AddrNames { names, until }) in self.datapath.dns_addresses()? {
-            if here.contains_key(&addr) || state.peers.names(address_of(&addr)).is_some() {
+        let now = clock::boot_seconds();
+        for address in asked {
+            let addr = octets(*address);
+            if self.watch.owners.addresses.contains_key(&addr) || state.peers.names(address.to_canonical()).is_some() {
                 continue;
             }
-            let live = names.iter().zip(until).filter(|(name, until)| AddrNames::counts(**name, *until, now, false));
-            let live: Vec<IdentityId> = live.map(|(name, _)| *name).collect();
-            if !live.is_empty() {
-                state.named.insert(addr, live);
+            if let Some(names) = self.datapath.dns_names(&addr)? {
+                state.named.insert(addr, names.live(now.0, false).collect());
             }
         }
         for (addr, id) in self.named_addresses() {

@@ -1,8 +1,8 @@
 //! Puts a policy in force: compile, fill the idle side, check it, flip, cut.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use agent_common::{id::BootSeconds, layout::Settings, verdict::Mode};
+use agent_common::{layout::Settings, verdict::Mode};
 use anyhow::Result;
 use tracing::{debug, info};
 
@@ -127,7 +127,7 @@ impl Core {
         if let Err(e) = self.datapath.settle() {
             self.problems.insert("settle", format!("free the policy before: {e}"));
         }
-        let (before_s, after_s) = (boot_seconds(before_ns), boot_seconds(self.applied_ns));
+        let (before_s, after_s) = (clock::seconds_of(before_ns), clock::seconds_of(self.applied_ns));
         let Changes { opened, closed } = changes((&before, before_s), (&self.state, after_s));
         let edges = self.state.edges.len();
         info!(epoch = prepared.epoch.0, edges, opened, closed, cut, uncut, relabelled, "policy in force");
@@ -150,7 +150,7 @@ impl Core {
     fn check(&mut self, prepared: &Prepared, state: &MapState, identities: &Identities) -> Result<()> {
         let now = clock::now().boot_ns;
         let (flows, addresses) = (sample::flows(state, CHECKED_MAX, now), sample::addresses(state, CHECKED_MAX, now));
-        let now = boot_seconds(now);
+        let now = clock::seconds_of(now);
         let asked = Questions { state, identities, flows: &flows, addresses: &addresses, now };
         match self.datapath.check(prepared, &asked) {
             Ok(count) => debug!(count, "the maps say what was compiled"),
@@ -182,12 +182,13 @@ impl Core {
         let now = clock::now();
         let addresses = self.named_addresses();
         // Without it, what only an answer allows would be ended; it is cut when the table can be read again.
-        let dns = match self.datapath.dns_addresses() {
+        let dns = if self.state.dns_names.is_empty() { Ok(BTreeMap::new()) } else { self.datapath.dns_addresses() };
+        let dns = match dns {
             Ok(dns) => dns,
             Err(e) => return self.cut_later(&format!("read what answers of resolvers said: {e}")),
         };
         let who = Who { cgroups: &self.labels.cgroups, uids: &self.labels.uids, addresses: &addresses, dns: &dns };
-        let Outcome { ended, failed, problems } = cutting::cut_all(who, &self.state, boot_seconds(now.boot_ns));
+        let Outcome { ended, failed, problems } = cutting::cut_all(who, &self.state, clock::seconds_of(now.boot_ns));
         let problem = (!problems.is_empty()).then(|| {
             let problems = problems.join("; ");
             format!(
@@ -254,11 +255,6 @@ impl Core {
         };
         self.pipeline.submit(&now, Record::Policy(event));
     }
-}
-
-/// As rules count their ends.
-fn boot_seconds(boot_ns: u64) -> BootSeconds {
-    BootSeconds(u32::try_from(boot_ns / 1_000_000_000).unwrap_or(u32::MAX))
 }
 
 /// As the maps hold them.

@@ -13,8 +13,8 @@ mod sys;
 mod table;
 
 pub use kernel::{
-    Act, Datapath, DatapathConfig, DatapathError, Device, DnsCount, Finding, Held, Identities, Look, Neighbour, Object,
-    Place, Prepared, Questions, RawElement, Runs,
+    Act, Datapath, DatapathConfig, DatapathError, Device, Finding, Held, Identities, Look, Neighbour, Object, Place,
+    Prepared, Questions, RawElement, Runs,
 };
 pub use pins::{Pins, PinsError};
 pub use sys::{MapKind, ProgramInfo, TestRun, netns_cookie, open_pin, test_run};

@@ -7,7 +7,6 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use agent_common::{
     builtin::DNS_PORT,
-    decide::{best, unknown_end},
     flow::{Direction, Flow, proto},
     id::{BootSeconds, IdentityId},
     layout::EdgeKey,
@@ -233,15 +232,9 @@ impl<'a> Asked<'a> {
         // where an address is never asked.
         let flow =
             |&(from, to): &(IdentityId, IdentityId)| Flow { from, to, proto, port, direction: Direction::Egress };
-        let Some(first) = pairs.first().map(flow) else { return Decision::deny(Reason::Internal) };
-        let decision = match unknown_end(&first) {
-            Some(reason) => Decision::deny(reason),
-            None => pairs
-                .iter()
-                .skip(1)
-                .fold(best(self.map, &first, &self.now), |found, pair| found.or(best(self.map, &flow(pair), &self.now)))
-                .decision(),
-        };
+        let mut flows = pairs.iter().map(flow);
+        let Some(first) = flows.next() else { return Decision::deny(Reason::Internal) };
+        let decision = self.map.decide_all(&first, flows, &self.now);
         match address {
             Some(address) => self.map.with_dns(decision, &first, address, true),
             None => decision,

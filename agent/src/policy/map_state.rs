@@ -69,14 +69,19 @@ impl MapState {
     /// Returns the decision for a flow whose other end, seen from the one that is asked, has more names than that in
     /// `flow`: all rules of all names apply.
     pub fn decide_named(&self, flow: &Flow, names: &[IdentityId], clock: &impl Clock) -> Decision {
-        if let Some(reason) = unknown_end(flow) {
-            return Decision::deny(reason);
-        }
         let named = names.iter().map(|&name| match flow.direction {
             Direction::Egress => Flow { to: name, ..*flow },
             Direction::Ingress => Flow { from: name, ..*flow },
         });
-        named.fold(best(self, flow, clock), |found, flow| found.or(best(self, &flow, clock))).decision()
+        self.decide_all(flow, named, clock)
+    }
+
+    /// Returns the decision for a flow that is `more` flows as well, under other names: all rules of all of them apply.
+    pub fn decide_all(&self, flow: &Flow, more: impl Iterator<Item = Flow>, clock: &impl Clock) -> Decision {
+        match unknown_end(flow) {
+            Some(reason) => Decision::deny(reason),
+            None => more.fold(best(self, flow, clock), |found, flow| found.or(best(self, &flow, clock))).decision(),
+        }
     }
 
     /// As [`Self::decide_named`], for a flow to the address `asked`, the built-in `dns` included. `caller_is_here`: it

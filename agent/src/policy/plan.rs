@@ -1,5 +1,7 @@
 //! Does a compiled policy fit the maps? Counted before any write.
 
+use agent_common::decide::RULES_MAX;
+
 use super::map_state::MapState;
 
 /// How much the maps hold.
@@ -19,9 +21,13 @@ pub struct Capacity {
     pub flows: u32,
 }
 
+/// Rules of one policy; half of `rule_stats`, whose size is built into the programs.
+const RULES: u32 = 16_383;
+const _: () = assert!(RULES <= RULES_MAX);
+
 impl Default for Capacity {
     fn default() -> Self {
-        Self { edges: 1 << 20, cgroups: 1 << 16, prefixes: 1 << 16, spills: 4_096, rules: 16_383, flows: 1 << 16 }
+        Self { edges: 1 << 20, cgroups: 1 << 16, prefixes: 1 << 16, spills: 4_096, rules: RULES, flows: 1 << 16 }
     }
 }
 

@@ -11,10 +11,11 @@ use std::{
 use agent_common::{
     flow::{Direction, Flow, proto},
     id::{BootSeconds, IdentityId},
-    layout::{AddrNames, IdentSlot, UidKey, ident_flags},
+    layout::{IdentSlot, UidKey, ident_flags},
     verdict::{Decision, Mode, Verdict},
 };
 
+use super::dns_names::Known;
 use crate::policy::{ask::octets, map_state::MapState};
 
 /// A socket that has a peer, or listens.
@@ -44,7 +45,7 @@ pub struct Who<'a> {
     /// By address, those of workloads of this host.
     pub addresses: &'a BTreeMap<[u8; 16], IdentityId>,
     /// What answers of resolvers said of addresses: a flow that is running keeps its name when its answer runs out.
-    pub dns: &'a BTreeMap<[u8; 16], AddrNames>,
+    pub dns: &'a Known,
 }
 
 /// One socket to end, and why.
@@ -136,9 +137,9 @@ impl Who<'_> {
         if let Some(id) = self.addresses.get(&octets) {
             return (*id, vec![]);
         }
-        let named = self.dns.get(&octets).filter(|_| state.peers.names(address).is_none());
-        let names = named.into_iter().flat_map(|named| named.names).filter(|name| name.0 != 0);
-        (state.peer_of(&octets), names.collect())
+        let named = self.dns.get(&octets).filter(|_| state.peers.names(address.to_canonical()).is_none());
+        // Every socket here has a flow that is running.
+        (state.peer_of(&octets), named.map(|named| named.live(0, true).collect()).unwrap_or_default())
     }
 
     fn slot(&self, socket: &Open) -> Option<&IdentSlot> {

@@ -28,7 +28,6 @@ pub use self::{
     check::Questions,
     config::{DatapathConfig, DatapathError, Identities, Prepared, Runs},
     devices::Device,
-    dns::DnsCount,
     held::{Held, RawElement},
     links::{Act, Finding, Look, Object, Place},
     neighbours::Neighbour,
