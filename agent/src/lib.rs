@@ -9,6 +9,7 @@ pub mod datapath;
 pub mod doctor;
 pub mod events;
 pub mod identity;
+pub mod memory;
 pub mod netlink;
 pub mod policy;
 pub mod reconcile;

@@ -14,6 +14,7 @@ use crate::{
     agent,
     config::{Config, DEFAULT_PATH},
     datapath::{Pins, log::BUILT_IN as KERNEL_LOG},
+    memory,
 };
 
 #[derive(Debug, Args)]
@@ -57,6 +58,7 @@ pub(super) fn agent(args: &AgentArgs) -> Result<Exit, CliError> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    memory::give_back_what_is_free();
     match agent::run(config) {
         Ok(()) => Ok(Exit::Done),
         Err(e) => {

@@ -10,13 +10,17 @@ use agent_common::id::IdentityId;
 use anyhow::Context as _;
 use eastwall::{
     datapath::{Capacity, Datapath, DatapathConfig, Pins},
-    policy::{compile, load},
+    memory,
+    policy::{
+        compile::{self, CompileInput},
+        load,
+    },
 };
 
 use super::{
     Effort,
     place::Places,
-    report::{Report, Row},
+    report::{Report, Row, Target},
     sample::Spread,
     synthetic,
 };
@@ -38,24 +42,30 @@ pub fn measure(places: &Places, _: Effort, report: &mut Report) -> anyhow::Resul
     Pins::remove_all(&config.pins)?;
     let text = String::from_utf8(output.stdout)?;
     anyhow::ensure!(output.status.success(), "it ended with {}", output.status);
-    let kib = |name: &str| -> anyhow::Result<f64> {
+    let mib = |name: &str| -> anyhow::Result<f64> {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value.and_then(|v| v.trim().trim_end_matches(" kB").parse().ok()).with_context(|| format!("no {name}"))
+        let kib: Option<f64> = value.and_then(|v| v.trim().trim_end_matches(" kB").parse().ok());
+        Ok(kib.with_context(|| format!("no {name}"))? / 1024.0)
     };
-    let note = format!("{:.1} MiB of its own, {:.1} MiB of files", kib("RssAnon")? / 1024.0, kib("RssFile")? / 1024.0,);
+    let note = format!("{:.1} MiB of its own, {:.1} MiB of files", mib("RssAnon")?, mib("RssFile")?);
     let name = format!("resident, {EDGES} edges, {CGROUPS} cgroups");
-    report.add(Row::new(name, Spread::exactly(kib("VmRSS")? / 1024.0), "MiB").note(note));
+    report.add(Row::new(name, Spread::exactly(mib("VmRSS")?), "MiB").note(note));
+    let row = Row::new("at its peak, a policy replaced by another", Spread::exactly(mib("VmHWM")?), "MiB");
+    report.add(row.target(Target::AtMost(64.0)));
     Ok(())
 }
 
 /// The process: `bench hold CGROUP PINS RUN`.
 pub fn hold(args: &[String]) -> anyhow::Result<()> {
     let [cgroup, pins, run] = args else { anyhow::bail!("usage: bench hold CGROUP PINS RUN") };
+    memory::give_back_what_is_free();
     let text = synthetic::text(EDGES);
-    let loaded = load::load(&[("bench.yaml", &text)]).ok().context("read a policy")?;
-    drop(text);
-    let input = compile::CompileInput::default();
-    let state = compile::compile(&loaded.policy, &input).ok().context("compile a policy")?;
+    let compiled = || {
+        let loaded = load::load(&[("bench.yaml", &text)]).ok().context("read a policy")?;
+        let state = compile::compile(&loaded.policy, &CompileInput::default()).ok().context("compile a policy")?;
+        anyhow::Ok((loaded, state))
+    };
+    let (loaded, state) = compiled()?;
     let workloads = loaded.policy.workloads.values().map(|w| w.id.number());
     let names: Vec<IdentityId> = workloads.collect();
     // No cgroup has such a number: ids count up from 1.
@@ -73,8 +83,14 @@ pub fn hold(args: &[String]) -> anyhow::Result<()> {
     let prepared = datapath.prepare(&state, synthetic::settings(), &identities)?;
     datapath.flip(&prepared)?;
     datapath.settle()?;
+    // The one in force is held until the other one is.
+    let (next, next_state) = compiled()?;
+    let prepared = datapath.prepare(&next_state, synthetic::settings(), &identities)?;
+    datapath.flip(&prepared)?;
+    drop((loaded, state));
+    datapath.settle()?;
     let status = fs::read("/proc/self/status")?;
     std::io::Write::write_all(&mut std::io::stdout(), &status)?;
-    drop((loaded, state, identities, datapath));
+    drop((next, next_state, identities, datapath));
     Ok(())
 }
