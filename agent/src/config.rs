@@ -38,6 +38,8 @@ pub struct Config {
     pub fast_refusal: bool,
     /// Whether devices of workloads with a network of their own are guarded.
     pub guard_devices: bool,
+    /// Whether that is by TCX where the kernel has it; else it is by filters of `clsact`.
+    pub tcx: bool,
     /// Whether the built-in `dns` is on: every workload may ask the resolvers, udp and tcp 53.
     pub dns: bool,
     /// The resolvers; else those of `resolv_conf`.
@@ -92,6 +94,7 @@ impl Default for Config {
             events_file: "/var/log/eastwall/events.ndjson".into(),
             fast_refusal: true,
             guard_devices: true,
+            tcx: true,
             dns: true,
             dns_resolvers: None,
             resolv_conf: "/etc/resolv.conf".into(),

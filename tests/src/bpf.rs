@@ -137,6 +137,23 @@ pub fn load_code(kind: Kind, attach: u32, code: &[u64], name: &str) -> anyhow::R
     new_fd(bpf(cmd::PROG_LOAD, &mut attr).context("load a program")?)
 }
 
+/// `BPF_TCX_INGRESS` of `enum bpf_attach_type`.
+pub const TCX_INGRESS: u32 = 46;
+/// `BPF_TCX_EGRESS`
+pub const TCX_EGRESS: u32 = 47;
+
+/// Says whether this kernel has TCX: one that has says that there is no device of the largest index.
+///
+/// # Panics
+///
+/// If it takes no program at all.
+#[must_use]
+pub fn has_tcx() -> bool {
+    let program = load(Kind::SchedCls, 0, 0, "asks").expect("load a program");
+    let error = link(program.as_fd(), At::Device(i32::MAX.cast_unsigned()), TCX_INGRESS, 0).expect_err("no device");
+    error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) != Some(libc::EINVAL)
+}
+
 /// Puts a program at a device of this network namespace, before all others there or behind them.
 pub fn attach_to_device(program: BorrowedFd<'_>, index: u32, attach: u32, first: bool) -> anyhow::Result<OwnedFd> {
     // `BPF_F_BEFORE`, `BPF_F_AFTER`
@@ -190,7 +207,8 @@ pub fn names(at: At<'_>, attach: u32) -> anyhow::Result<Vec<String>> {
     programs[..count].iter().map(|&id| name(id)).collect()
 }
 
-fn name(program: u32) -> anyhow::Result<String> {
+/// The name of a program by its number.
+pub fn name(program: u32) -> anyhow::Result<String> {
     let mut attr = [0_u64; WORDS];
     attr[0] = u64::from(program);
     let program = new_fd(bpf(cmd::PROG_GET_FD_BY_ID, &mut attr).context("open a program")?)?;

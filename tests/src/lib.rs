@@ -6,12 +6,14 @@
 //!   answers with the errno that it got.
 //! - [`frames`] are packets that no socket sends.
 //! - [`bpf`] is what an intruder with rights of their own may do to programs and links.
+//! - [`filters`] are the same on kernels without TCX.
 //! - [`dns`] is what resolvers are asked, and what they answer.
 //! - [`bench`] measures what eastwall costs, in a lab.
 
 pub mod bench;
 pub mod bpf;
 pub mod dns;
+pub mod filters;
 pub mod frames;
 pub mod lab;
 pub mod labd;

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::lab::{Actor, Agent, AgentOptions, Cgroup, Errno, Family, Kind, Lab, Need, NetNs, Socket};
 
 /// Long enough for every answer that comes.
-pub const LONG: Duration = Duration::from_secs(5);
+pub const LONG: Duration = Duration::from_secs(20);
 
 /// Where nothing comes, this long is waited for it.
 pub const BRIEF: Duration = Duration::from_millis(300);
@@ -250,8 +250,14 @@ pub fn document(output: &Output) -> Value {
     })
 }
 
-/// How often a test repeats: `usual` times, or `long` times where `EASTWALL_LONG=1` asks for patience.
+/// How often a test repeats: `usual` times, or `long` times where [`is_long`].
 #[must_use]
 pub fn repetitions(usual: usize, long: usize) -> usize {
-    if std::env::var_os("EASTWALL_LONG").is_some_and(|v| v == "1") { long } else { usual }
+    if is_long() { long } else { usual }
+}
+
+/// Says whether `EASTWALL_LONG=1` asks for the full counts of what is promised.
+#[must_use]
+pub fn is_long() -> bool {
+    std::env::var_os("EASTWALL_LONG").is_some_and(|v| v == "1")
 }

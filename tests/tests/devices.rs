@@ -24,7 +24,7 @@ use rustix::{
 use tests::lab::{Lab, Need, NetNs, VethEnd, require_or_skip};
 
 /// Long enough for what comes. Nothing is waited for that does not come.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 
 /// A host with a device to another namespace, and a view of it.
 struct Place {

@@ -11,7 +11,7 @@ use eastwall::policy::{
 use tests::lab::{Errno, Family, Kind, Party, Place, Scene, Socket, everywhere};
 
 const BRIEF: Duration = Duration::from_millis(200);
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 
 /// What `db` is asked at.
 struct Resolver {

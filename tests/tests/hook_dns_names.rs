@@ -24,7 +24,7 @@ use tests::{
 };
 
 const BRIEF: Duration = Duration::from_millis(200);
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 const RULES: &str = "    - { from: web, to: named, ports: [tcp/any, udp/any] }\n";
 
 /// `db` lets everybody in; `web` may call who is named, and the resolver.

@@ -11,7 +11,7 @@ use agent_common::{layout::Hook, parse::tcp, verdict::Reason};
 use tests::lab::{Command, Errno, Family, Kind, Place, Scene, UringOperation, Witness, everywhere, magic};
 
 /// Long enough for every answer that comes.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 /// linux/in.h.
 const IPPROTO_MPTCP: u32 = 262;
 

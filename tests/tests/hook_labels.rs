@@ -13,7 +13,7 @@ use agent_common::{
 use tests::lab::{Actor, Command, Errno, Exit, Family, Kind, Place, Scene, Socket, everywhere, magic};
 
 /// Long enough for every answer that comes. Where none comes, `BRIEF` is waited for.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(200);
 const OPEN: &[&str] = &["web -> db: tcp/any, udp/any"];
 

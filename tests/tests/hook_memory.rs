@@ -6,7 +6,7 @@ use agent_common::{flow::proto, layout::Hook, verdict::Reason};
 use tests::lab::{Actor, Errno, Family, Kind, Place, Scene, Socket, everywhere};
 
 /// Long enough for every answer that comes.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 /// As long as a jiffy can be, many times.
 const MANY_JIFFIES: Duration = Duration::from_millis(100);
 /// Of tcp(7).

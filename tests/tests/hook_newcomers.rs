@@ -14,7 +14,7 @@ use tests::{
 };
 
 /// Long enough for every answer that comes.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 const PLACES: [(Place, bool); 4] =
     [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true), (Place::Veth, false)];
 

@@ -11,7 +11,7 @@ use etherparse::PacketBuilder;
 use tests::lab::{Actor, Cgroup, Command, Errno, Family, Kind, Party, Place, Scene, everywhere, magic};
 
 /// Long enough for every answer that comes. Where none comes, `BRIEF` is waited for.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(200);
 
 /// Sends one datagram from a new socket.

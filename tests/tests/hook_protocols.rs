@@ -15,7 +15,7 @@ use agent_common::{
 use etherparse::PacketBuilder;
 use tests::lab::{Command, Denials, Errno, Family, Kind, Place, Scene, Socket, UringOperation, everywhere, magic};
 
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(200);
 /// linux/in.h: a raw socket whose packets bring their IP header.
 const IPPROTO_RAW: u32 = 255;

@@ -13,7 +13,7 @@ use eastwall::{
 use tests::lab::{Command, Errno, Exit, Family, GuardOptions, Kind, Place, Scene, magic};
 
 /// Long enough for every answer that comes.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 /// A row of ports that nobody listens at.
 const PORTS_FROM: u16 = 20_000;
 

@@ -17,7 +17,7 @@ use tests::lab::{Command, Errno, Family, Kind, Place, Scene, Socket, everywhere,
 
 /// Long enough for every answer that comes. Where none comes, `BRIEF` is waited for: less than the second
 /// after which a SYN is sent again.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(200);
 const PLACES: [(Place, bool); 4] =
     [(Place::Loopback, true), (Place::Loopback, false), (Place::Veth, true), (Place::Veth, false)];

@@ -13,7 +13,7 @@ use tests::lab::{
 };
 
 /// Long enough for every answer that comes. Where none comes, `BRIEF` is waited for.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(200);
 
 /// Two actors in cgroups of their own, and the addresses at which the second is reached.

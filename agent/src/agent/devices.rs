@@ -211,8 +211,7 @@ impl Core {
                 )
         });
         for (index, owned) in &devices {
-            // What cannot be looked at is put there again, which says why.
-            if now.devices.get(index) == Some(owned) && datapath.has_programs(*index).unwrap_or(false) {
+            if now.devices.get(index) == Some(owned) {
                 continue;
             }
             let Owned { device: Device { name, netns, hardware, .. }, cgroup } = owned;

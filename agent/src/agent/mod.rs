@@ -80,6 +80,7 @@ pub fn run(config: Config) -> Result<()> {
         run: config.run_directory().to_owned(),
         fast_refusal: config.fast_refusal,
         devices: config.guard_devices,
+        tcx: config.tcx,
         kernel_log: config.kernel_log,
         capacity: Capacity {
             edges: config.capacity.edges,

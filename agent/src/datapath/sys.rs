@@ -12,6 +12,10 @@ use std::{
 };
 
 use agent_common::layout::names::program;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketType, netdevice::index_to_name, socket},
+};
 
 /// Commands of `enum bpf_cmd`.
 mod cmd {
@@ -293,6 +297,16 @@ pub fn query(target: Target<'_>, attach_type: u32) -> io::Result<Vec<Listed>> {
     bpf(cmd::PROG_QUERY, &mut attr)?;
     let count = usize::try_from(attr[3] & u64::from(u32::MAX)).unwrap_or(0);
     Ok(programs.into_iter().zip(links).take(count).map(|(program, link)| Listed { program, link }).collect())
+}
+
+/// Says whether there is a device of this index in the caller's network namespace.
+pub fn is_device(index: u32) -> io::Result<bool> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    match index_to_name(&socket, index) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODEV) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Puts another program under a link: no packet meets neither of them.

@@ -2,20 +2,52 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use super::{Cgroup, NetNs};
-use crate::bpf::{self, At, Kind};
+use crate::{
+    bpf::{self, At, Kind, TCX_INGRESS},
+    filters::Filter,
+};
 
 /// A program that is attached until it is dropped.
 #[derive(Debug)]
 pub struct Foreign {
-    _link: OwnedFd,
+    _at: AttachedBy,
 }
 
-/// `BPF_TCX_INGRESS` of `enum bpf_attach_type`.
-const TCX_INGRESS: u32 = 46;
+/// What a program is attached by.
+#[derive(Debug)]
+enum AttachedBy {
+    Link { _link: OwnedFd },
+    Filter { _filter: Filter },
+}
+
+impl Foreign {
+    /// Puts a program at a device of a network, before all others there or behind them: by TCX, or by a filter of
+    /// `clsact`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn at_device(
+        netns: &NetNs,
+        program: BorrowedFd<'_>,
+        device: u32,
+        (attach, first): (u32, bool),
+        tcx: bool,
+    ) -> anyhow::Result<Self> {
+        let at = netns.run(|| {
+            anyhow::Ok(if tcx {
+                AttachedBy::Link { _link: bpf::attach_to_device(program, device, attach, first)? }
+            } else {
+                AttachedBy::Filter { _filter: Filter::add(program, device, attach, first)? }
+            })
+        })?;
+        Ok(Self { _at: at })
+    }
+}
 
 impl Foreign {
     /// Rewrites a destination, as the translation of service addresses by some products does: connect(2) and
@@ -32,7 +64,7 @@ impl Foreign {
         attach.map(|attach| {
             let program = bpf::load_code(Kind::CgroupSockAddr, attach, &code, "rewrites").expect("load a program");
             let link = bpf::link(program.as_fd(), At::Cgroup(cgroup.as_fd()), attach, 0);
-            Self { _link: link.expect("attach a program that rewrites") }
+            Self { _at: AttachedBy::Link { _link: link.expect("attach a program that rewrites") } }
         })
     }
 
@@ -59,8 +91,8 @@ impl Foreign {
             insn(op::EXIT, 0, 0, 0, 0),
         ];
         let program = bpf::load_code(Kind::SchedCls, 0, &code, "redirects").expect("load a program");
-        let link = netns.run(|| bpf::attach_to_device(program.as_fd(), device, TCX_INGRESS, first));
-        Self { _link: link.expect("attach a program that redirects") }
+        let at = Self::at_device(netns, program.as_fd(), device, (TCX_INGRESS, first), bpf::has_tcx());
+        at.expect("attach a program that redirects")
     }
 }
 

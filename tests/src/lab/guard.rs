@@ -128,6 +128,7 @@ impl Guard {
             run: dir.path().to_owned(),
             fast_refusal: options.fast_refusal,
             devices: options.devices,
+            tcx: true,
             kernel_log: false,
             capacity: options.capacity,
         };

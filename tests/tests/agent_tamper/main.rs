@@ -7,7 +7,7 @@ mod who_dropped;
 
 use std::{
     fs,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::AsFd as _,
     process,
     sync::Mutex,
     thread,
@@ -24,20 +24,31 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 use serde_json::{Value, json};
-use stage::{AT_DEVICES, CGROUP_EGRESS, CLOSED, Stage, TCX_INGRESS, is_tampering, judge, reported};
+use stage::{AT_DEVICES, CGROUP_EGRESS, CLOSED, DEVICES, Stage, flood, is_tampering, judge, reported};
 use tests::{
-    bpf::{self, Kind},
-    lab::{Errno, Guard, GuardOptions, Lab, Need, NetNs},
+    bpf::{self, At, Kind, TCX_EGRESS, TCX_INGRESS},
+    filters,
+    lab::{Errno, Foreign, Guard, GuardOptions, Lab, Need, NetNs},
     scene::{BRIEF, LONG, document, policy, repetitions},
 };
 
 #[test]
 fn g77_links_that_are_detached_are_attached_again_and_the_other_layer_holds() {
     let Some(stage) = Stage::open() else { return };
+    detached(&stage);
+}
+
+#[test]
+fn g77_filters_of_clsact_that_are_deleted_are_added_again_and_the_other_layer_holds() {
+    let Some(stage) = Stage::open_with_clsact() else { return };
+    detached(&stage);
+}
+
+fn detached(stage: &Stage) {
     let count = repetitions(3, 100);
-    stage.under_flood("links are detached", |stage| {
-        let detach = |n: usize| bpf::detach(stage.link_at_device(n).as_fd()).unwrap();
-        judge("a link of a device is detached", &stage.acts("detached", count, detach, |n| stage.is_first(n)));
+    stage.under_flood("programs are detached", |stage| {
+        let detach = |n: usize| stage.detach_at_device(n);
+        judge("a program of a device is detached", &stage.acts("detached", count, detach, |n| stage.is_first(n)));
         let detach = |n: usize| bpf::detach(stage.link_at_cgroup(n).as_fd()).unwrap();
         judge("a link of the cgroup is detached", &stage.acts("detached", count, detach, |n| stage.is_at_cgroup(n)));
     });
@@ -51,19 +62,18 @@ fn g77_links_that_are_detached_are_attached_again_and_the_other_layer_holds() {
 }
 
 #[test]
-fn g77_a_qdisc_that_is_deleted_takes_nothing_of_ours_along() {
+fn g77_a_qdisc_that_is_deleted_takes_no_link_of_ours_along() {
     let Some(stage) = Stage::open() else { return };
+    if !stage.tcx {
+        eprintln!("SKIP: this kernel has no TCX");
+        return;
+    }
     stage.under_flood("clsact is added and deleted", |stage| {
-        let tc = |words: &str| {
-            let output = stage.net.host.run(|| process::Command::new("tc").args(words.split(' ')).output()).unwrap();
-            assert!(output.status.success(), "tc {words}: {}", String::from_utf8_lossy(&output.stderr));
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        };
         for n in 0..repetitions(10, 100) {
-            let device = ["to-web", "to-db"][n % 2];
-            tc(&format!("qdisc add dev {device} clsact"));
-            assert!(tc(&format!("qdisc show dev {device}")).contains("clsact"));
-            tc(&format!("qdisc del dev {device} clsact"));
+            let device = DEVICES[n % 2];
+            stage.tc(&format!("qdisc add dev {device} clsact"));
+            assert!(stage.tc(&format!("qdisc show dev {device}")).contains("clsact"));
+            stage.tc(&format!("qdisc del dev {device} clsact"));
             assert!(stage.is_first(n), "it took our program along");
         }
     });
@@ -71,27 +81,52 @@ fn g77_a_qdisc_that_is_deleted_takes_nothing_of_ours_along() {
 }
 
 #[test]
+fn g77_a_qdisc_that_is_deleted_with_our_filters_comes_back_with_them() {
+    let Some(stage) = Stage::open_with_clsact() else { return };
+    stage.under_flood("clsact is deleted", |stage| {
+        let delete = |n: usize| drop(stage.tc(&format!("qdisc del dev {} clsact", DEVICES[n % 2])));
+        let first = |n: usize, attach| stage.at_device(n % 2, attach).into_iter().next();
+        let is_right = |n: usize| {
+            first(n, TCX_INGRESS).is_some_and(|name| name == program::TC_FROM)
+                && first(n, TCX_EGRESS).is_some_and(|name| name == program::TC_TO)
+        };
+        let took = stage.acts_of(("detached", 2), repetitions(4, 100), delete, is_right);
+        judge("the discipline is deleted", &took);
+    });
+    stage.is_well();
+}
+
+#[test]
 fn g76_ours_runs_before_a_program_that_was_put_in_front_and_in_place_of_one_that_was_put_under_its_link() {
     let Some(stage) = Stage::open() else { return };
+    overtaken(&stage);
+}
+
+#[test]
+fn g76_our_filter_of_clsact_comes_before_one_that_was_put_in_front_and_is_put_right_where_it_was_replaced() {
+    let Some(stage) = Stage::open_with_clsact() else { return };
+    overtaken(&stage);
+}
+
+fn overtaken(stage: &Stage) {
     let count = repetitions(3, 100);
     // They let everything pass, and at a device nobody behind them is asked.
     let at_device = bpf::load(Kind::SchedCls, 0, 0, "intruder").unwrap();
     let at_egress = bpf::load(Kind::CgroupSkb, CGROUP_EGRESS, 1, "intruder").unwrap();
-    let foreign: Mutex<Option<OwnedFd>> = Mutex::new(None);
+    let foreign: Mutex<Option<Foreign>> = Mutex::new(None);
     stage.under_flood("others take our place", |stage| {
         let overtake = |n: usize| {
             let (_, device, attach) = AT_DEVICES[n % AT_DEVICES.len()];
             let mut link = foreign.lock().unwrap();
             // It cannot be there twice.
             drop(link.take());
-            let index = stage.indices[device];
-            *link = Some(stage.net.host.run(|| bpf::attach_to_device(at_device.as_fd(), index, attach, true)).unwrap());
+            *link = Some(stage.intrude(at_device.as_fd(), device, attach, true).unwrap());
         };
         judge("another program is put in front", &stage.acts("overtaken", count, overtake, |n| stage.is_first(n)));
-        let replace = |n: usize| bpf::replace(stage.link_at_device(n).as_fd(), at_device.as_fd()).unwrap();
+        let replace = |n: usize| stage.replace_at_device(n, at_device.as_fd());
         foreign.lock().unwrap().take();
         let took = stage.acts("replaced", count, replace, |n| stage.is_first(n));
-        judge("another program is put under a link of a device", &took);
+        judge("another program is put in the place of ours at a device", &took);
         let replace = |_| bpf::replace(stage.link_at_cgroup(0).as_fd(), at_egress.as_fd()).unwrap();
         let took = stage.acts("replaced", count, replace, |_| stage.is_at_cgroup(0));
         judge("another program is put under a link of the cgroup", &took);
@@ -104,8 +139,7 @@ fn g76_ours_runs_before_a_program_that_was_put_in_front_and_in_place_of_one_that
         assert_eq!((&culprit["name"], &culprit["loaded_by"]), (&json!("intruder"), &json!(0)), "{event:#}");
     }
     // Whoever stays is named, with who holds it.
-    let (index, attach) = (stage.indices[0], TCX_INGRESS);
-    let _link = stage.net.host.run(|| bpf::attach_to_device(at_device.as_fd(), index, attach, false)).unwrap();
+    let _foreign = stage.intrude(at_device.as_fd(), 0, TCX_INGRESS, false).unwrap();
     let findings = document(&stage.cli(&["doctor", "-o", "json"]));
     let named = findings["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == json!("programs"));
     let found = named.and_then(|finding| finding["found"].as_str()).unwrap_or_default();
@@ -117,26 +151,48 @@ fn g76_ours_runs_before_a_program_that_was_put_in_front_and_in_place_of_one_that
 #[test]
 fn g76_what_cannot_be_put_back_is_a_problem_until_it_is() {
     let Some(stage) = Stage::open() else { return };
+    if !stage.tcx {
+        return cannot_be_put_back_by_clsact(&stage);
+    }
     // A program can be at a place once only, so ours cannot be attached while somebody else has it there.
     let link = stage.link_at_device(0);
     let ours = bpf::program_of(link.as_fd()).unwrap();
     bpf::detach(link.as_fd()).unwrap();
-    let index = stage.indices[0];
-    let taken = stage.net.host.run(|| bpf::attach_to_device(ours.as_fd(), index, TCX_INGRESS, true));
     // Or the agent was faster.
-    let Ok(taken) = taken else { return };
+    let Ok(taken) = stage.intrude(ours.as_fd(), 0, TCX_INGRESS, true) else { return };
+    is_a_problem_until(&stage, || drop(taken));
+}
+
+#[test]
+fn g76_what_cannot_be_put_back_by_clsact_is_a_problem_until_it_can() {
+    let Some(stage) = Stage::open_with_clsact() else { return };
+    cannot_be_put_back_by_clsact(&stage);
+}
+
+fn cannot_be_put_back_by_clsact(stage: &Stage) {
+    // Filters of one priority are of one kind.
+    stage.detach_at_device(0);
+    let add = "filter add dev to-web ingress pref 1 protocol all matchall action pass";
+    if stage.net.host.run(|| filters::tc(add)).is_err() {
+        // The agent was faster.
+        return;
+    }
+    is_a_problem_until(stage, || drop(stage.tc("filter del dev to-web ingress pref 1")));
+}
+
+fn is_a_problem_until(stage: &Stage, freed: impl FnOnce()) {
     let is_broken = |stage: &Stage| {
         let problems = stage.agent.status().problems;
         problems.iter().any(|p| p.contains("NOT as it should be: ew_tc_from is detached, and cannot be put back"))
     };
     let end = Instant::now() + LONG;
-    while !is_broken(&stage) {
+    while !is_broken(stage) {
         assert!(Instant::now() < end, "{:#?}\n{}", stage.agent.status(), stage.agent.log());
     }
     assert_eq!(stage.cli(&["status"]).status.code(), Some(1));
     thread::sleep(BRIEF);
     assert!(stage.tampering().verified_ms_ago >= 300, "nobody says that all is well");
-    drop(taken);
+    freed();
     let end = Instant::now() + LONG;
     while !stage.agent.status().problems.is_empty() {
         assert!(Instant::now() < end, "{:#?}\n{}", stage.agent.status(), stage.agent.log());
@@ -147,6 +203,34 @@ fn g76_what_cannot_be_put_back_is_a_problem_until_it_is() {
     let said: Vec<Value> = reported(&stage.agent, "detached", program::TC_FROM);
     let said: Vec<(&Value, &Value)> = said.iter().map(|event| (&event["status"], &event["severity"])).collect();
     assert_eq!(said, [(&json!("New"), &json!("Critical")), (&json!("Resolved"), &json!("High"))]);
+}
+
+#[test]
+fn an_agent_that_is_told_to_do_without_tcx_or_with_it_leaves_no_gap() {
+    let Some(mut stage) = Stage::open() else { return };
+    if !stage.tcx {
+        eprintln!("SKIP: this kernel has no TCX");
+        return;
+    }
+    stage.control();
+    stage.agent.apply(&policy(&stage.net.lab, CLOSED, ""));
+    let settings = stage.agent.path("agent.yaml");
+    let index = stage.indices[0];
+    let ours = vec![program::TC_FROM.to_owned()];
+    for (tcx, wanted) in [(false, (vec![], ours.clone())), (true, (ours, vec![]))] {
+        let mut config: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
+        config["tcx"] = json!(tcx);
+        fs::write(&settings, config.to_string()).unwrap();
+        flood(&stage.net, "an agent is told to attach in another way", || {
+            stage.agent.kill();
+            stage.agent.restart();
+        });
+        let links = stage.net.host.run(|| bpf::names(At::Device(index), TCX_INGRESS)).unwrap();
+        let filters = stage.net.host.run(|| filters::shown(DEVICES[0], TCX_INGRESS)).unwrap();
+        let filters: Vec<String> = filters.into_iter().map(|filter| filter.program).collect();
+        assert_eq!((links, filters), wanted);
+        stage.is_well();
+    }
 }
 
 #[test]
@@ -194,6 +278,10 @@ fn g79_without_pins_and_agent_nothing_is_denied() {
     stage.agent.inside(|| {
         fs::read_dir(&links).unwrap().flatten().for_each(|link| fs::remove_file(link.path()).unwrap());
     });
+    // A filter needs no pin.
+    for device in DEVICES.into_iter().filter(|_| !stage.tcx) {
+        stage.tc(&format!("qdisc del dev {device} clsact"));
+    }
     // A link that has lost its last holder goes a moment later.
     thread::sleep(BRIEF);
     // Nothing but what is tampered with in the tests above stops the flood there.

@@ -4,12 +4,12 @@ use std::{fs, os::fd::AsFd as _};
 
 use serde_json::json;
 use tests::{
-    bpf::{self, Kind},
+    bpf::{self, Kind, TCX_EGRESS},
     lab::Family,
     scene::{document, policy},
 };
 
-use super::stage::{CLOSED, Stage, TCX_EGRESS};
+use super::stage::{CLOSED, Stage};
 
 #[test]
 fn who_dropped_a_flow_is_told_from_who_might_have() {
@@ -33,8 +33,7 @@ fn who_dropped_a_flow_is_told_from_who_might_have() {
 
     // A program behind ours, a route, a switch of the kernel, nobody who listens: each is found by itself.
     let drops = bpf::load(Kind::SchedCls, 0, 2, "intruder").unwrap();
-    let index = stage.indices[1];
-    let link = stage.net.host.run(|| bpf::attach_to_device(drops.as_fd(), index, TCX_EGRESS, false)).unwrap();
+    let link = stage.intrude(drops.as_fd(), 1, TCX_EGRESS, false).unwrap();
     let (evidence, suspects, _) = ask(&target);
     assert_eq!(evidence, Vec::<String>::new(), "what a program does is not known");
     has(&suspects, "programs", "to-db egress: ");

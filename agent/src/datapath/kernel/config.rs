@@ -31,6 +31,8 @@ pub struct DatapathConfig {
     pub fast_refusal: bool,
     /// Whether devices can be guarded.
     pub devices: bool,
+    /// Whether that is by TCX where the kernel has it. Else it is by filters of `clsact`, as on every kernel before 6.6.
+    pub tcx: bool,
     /// Whether the programs say what they do ([`super::Datapath::take_log`]).
     pub kernel_log: bool,
     /// Sizes.

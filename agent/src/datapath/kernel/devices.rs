@@ -14,7 +14,7 @@ use aya::{Ebpf, programs::SchedClassifier};
 
 use super::{
     Datapath, DatapathError,
-    links::{Place, pin_name},
+    links::{Link, Place, pin_name},
 };
 use crate::datapath::{
     clsact,
@@ -67,6 +67,8 @@ impl Datapath {
                 self.put_filter(place, device.index)?;
             } else if !self.adopt(place)? {
                 self.attach_to_device(program, device.index)?;
+                // Of an agent that was told to do without TCX.
+                clsact::remove(program, device.index).map_err(|e| DatapathError::program("detach", program, e))?;
             }
         }
         Ok(())
@@ -97,30 +99,19 @@ impl Datapath {
         self.hold(Place { program: name, device: Some(index) }, link)
     }
 
-    /// Puts a program at a device by a filter of `clsact`, in the place of the one that is there.
-    fn put_filter(&self, place: Place, index: u32) -> Result<(), DatapathError> {
+    /// Puts a program at a device by a filter of `clsact`, before all others there and in the place of the one that is
+    /// there.
+    pub(super) fn put_filter(&mut self, place: Place, index: u32) -> Result<(), DatapathError> {
         let failed = |verb, source| DatapathError::program(verb, place.program, source);
-        let program = self.program(place.program)?;
+        let program = self.program(place.program)?.try_clone_to_owned().map_err(|e| failed("pin", e))?;
+        // A link that an earlier agent left goes when the filter stands.
+        let _before = Held::open(self.pins.link(&pin_name(place))).map_err(|e| failed("open the pin of", e))?;
         // First, so that there is never a filter which nobody knows about.
-        let held = program.try_clone_to_owned().map_err(|e| failed("pin", e))?;
-        Held::new(held, self.pins.link(&pin_name(place))).pin()?;
-        clsact::put(program, place.program, index).map_err(|e| failed("attach", e))
-    }
-
-    /// Says whether a device that is guarded still has the programs. A link stays as long as its pin; a filter of `clsact`
-    /// can be deleted by others, with the discipline that it is under.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError`] with the program that was asked about.
-    pub fn has_programs(&self, index: u32) -> Result<bool, DatapathError> {
-        for name in program::DEVICE.into_iter().filter(|_| !self.has_tcx) {
-            let failed = |e| DatapathError::Program { verb: "look for", program: name, source: Box::new(e) };
-            if !clsact::is_there(name, index).map_err(failed)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let mut held = Held::new(program, self.pins.link(&pin_name(place)));
+        held.pin()?;
+        clsact::put(held.as_fd(), place.program, index).map_err(|e| failed("attach", e))?;
+        self.links.insert(place, Link { held, id: clsact::LINK });
+        Ok(())
     }
 
     /// Ends that: the device is another's, or gone. A device that is not guarded is no error.

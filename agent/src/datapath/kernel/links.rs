@@ -3,8 +3,7 @@
 //! Everything is held open, so that a pin which is removed takes nothing away, and what stands in the kernel is compared
 //! by its numbers: of the link, of the program under it, and of what runs before it.
 //!
-//! On kernels without TCX a filter of clsact stands in for the link at a device: [`Datapath::look_at_device`] is where
-//! that is looked at.
+//! On kernels without TCX a filter of clsact stands in for the link at a device, and what is held is the program.
 
 use std::{
     fmt, io,
@@ -15,6 +14,7 @@ use agent_common::layout::names::{map, program};
 
 use super::{Datapath, DatapathError, attach};
 use crate::datapath::{
+    clsact,
     pins::Held,
     sys::{self, Listed, ProgramInfo, Side, Target},
     table::TableError,
@@ -37,7 +37,7 @@ pub struct Place {
 pub(super) struct Link {
     pub(super) held: Held,
     /// Its number.
-    id: u32,
+    pub(super) id: u32,
 }
 
 /// What was done to an object.
@@ -175,11 +175,21 @@ impl Datapath {
     }
 
     fn look_at_device(&self, place: Place, link: &Link, index: u32) -> io::Result<Option<(Act, Vec<u32>)>> {
-        match sys::query(Target::Device(index), Side::of(place.program) as u32) {
-            Ok(listed) => Ok(compare(&listed, link.id, self.number(place.program))),
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-            Err(e) => Err(e),
+        let listed = self.listed_at_device(place.program, index)?;
+        Ok(listed.and_then(|listed| compare(&listed, link.id, self.number(place.program))))
+    }
+
+    /// Lists what is asked about packets at the place of a program, in that order; `None`: the device is gone.
+    pub(super) fn listed_at_device(&self, name: &str, index: u32) -> io::Result<Option<Vec<Listed>>> {
+        if self.has_tcx {
+            return match sys::query(Target::Device(index), Side::of(name) as u32) {
+                Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+                listed => listed.map(Some),
+            };
         }
+        let listed = clsact::listed(name, index)?;
+        // Of a device that is gone the list is empty.
+        Ok((!listed.is_empty() || sys::is_device(index)?).then_some(listed))
     }
 
     fn look_at_cgroup(&self, place: Place, link: &Link) -> io::Result<Option<(Act, Vec<u32>)>> {
@@ -205,6 +215,10 @@ impl Datapath {
     /// [`DatapathError`]; the next look finds it again.
     pub fn put_back(&mut self, finding: &Finding) -> Result<(), DatapathError> {
         match (finding.act, finding.object) {
+            (
+                Act::Detached | Act::Replaced | Act::Overtaken,
+                Object::Link(place @ Place { device: Some(index), .. }),
+            ) if !self.has_tcx => self.put_filter(place, index),
             (Act::Replaced, Object::Link(place)) => {
                 let link = self.links.get(&place).map(|link| link.held.as_fd());
                 let failed = |source| DatapathError::program("replace", place.program, source);
@@ -272,8 +286,9 @@ impl Datapath {
         let Some(link) = self.links.get(&place) else { return Ok(false) };
         match sys::link_update(link.held.as_fd(), self.program(place.program)?) {
             Ok(()) => Ok(true),
-            // Somebody detached it, or an earlier device had this index and the link has died with it.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            // Somebody detached it, or an earlier device had this index and the link has died with it. Or it is no link
+            // but the program of a filter of clsact.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::EINVAL)) => {
                 self.links.remove(&place);
                 Ok(false)
             }

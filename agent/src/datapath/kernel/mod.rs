@@ -136,7 +136,7 @@ impl Datapath {
             maps.extend(held.map_err(|e| DatapathError::Map(name, e.into()))?.map(|held| (name, held)));
         }
 
-        let has_tcx = !config.devices || devices::has_tcx(&ebpf)?;
+        let has_tcx = config.tcx && (!config.devices || devices::has_tcx(&ebpf)?);
 
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| DatapathError::Secret(e))?;
         let mut datapath = Self {

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use agent_common::layout::names::program;
 
 use super::{Datapath, DatapathError};
-use crate::datapath::sys::{self, ProgramInfo, Side, Target};
+use crate::datapath::sys::{self, ProgramInfo, Target};
 
 /// Hooks of a cgroup that connections and packets pass: a number of `enum bpf_attach_type`, and its name.
 const HOOKS: [(u32, &str); 10] = [
@@ -42,10 +42,9 @@ impl Datapath {
         let mut found = Vec::new();
         for name in program::DEVICE {
             let hook = if name == program::TC_FROM { "ingress" } else { "egress" };
-            let listed = match sys::query(Target::Device(index), Side::of(name) as u32) {
-                Ok(listed) => listed,
-                Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
-                Err(e) => return Err(DatapathError::program("list what runs beside", name, e)),
+            let failed = |e| DatapathError::program("list what runs beside", name, e);
+            let Some(listed) = self.listed_at_device(name, index).map_err(failed)? else {
+                return Ok(Vec::new());
             };
             let ours = listed.iter().position(|one| self.is_ours(one.program)).unwrap_or(listed.len());
             for (at, other) in listed.iter().enumerate().filter(|(_, one)| !self.is_ours(one.program)) {
