@@ -19,6 +19,17 @@ pub struct Filter {
     head: Vec<u8>,
 }
 
+/// Where among filters.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// Of the first priority, where the newest is asked before all others.
+    First,
+    /// Of the first priority, which has no room for filters about all protocols then.
+    FirstForIpv4,
+    /// Of the second priority.
+    Behind,
+}
+
 /// Types and flags of messages: linux/rtnetlink.h, linux/netlink.h.
 const NEW_QDISC: u16 = 36;
 const NEW_FILTER: u16 = 44;
@@ -29,11 +40,10 @@ const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
 
 impl Filter {
-    /// Adds one at a device of this network namespace: of the first priority, where the newest is asked before all others,
-    /// or of the second.
-    pub fn add(program: BorrowedFd<'_>, index: u32, attach: u32, first: bool) -> anyhow::Result<Self> {
+    /// Adds one at a device of this network namespace.
+    pub fn add(program: BorrowedFd<'_>, index: u32, attach: u32, place: Place) -> anyhow::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let head = head(index, attach, if first { 1 } else { 2 }, NEXT.fetch_add(1, Ordering::Relaxed));
+        let head = head(index, attach, place, NEXT.fetch_add(1, Ordering::Relaxed));
         let mut requests = Requests::open(None)?;
         let qdisc = [0, index, 0xffff_0000, 0xffff_fff1, 0].map(u32::to_ne_bytes).concat();
         let qdisc = [qdisc, attribute(KIND, b"clsact\0")].concat();
@@ -56,7 +66,7 @@ impl Drop for Filter {
 
 /// Puts another program under the filter of the first priority that has a handle, which keeps its name.
 pub fn replace(program: BorrowedFd<'_>, index: u32, attach: u32, handle: u32, name: &str) -> anyhow::Result<()> {
-    let head = head(index, attach, 1, handle);
+    let head = head(index, attach, Place::First, handle);
     put(&mut Requests::open(None)?, &head, CREATE | REPLACE, program, name).context("replace a filter")
 }
 
@@ -112,10 +122,16 @@ fn put(requests: &mut Requests, head: &[u8], flags: u16, program: BorrowedFd<'_>
     Ok(())
 }
 
-/// `struct tcmsg`, for every protocol.
-fn head(index: u32, attach: u32, priority: u32, handle: u32) -> Vec<u8> {
+/// `struct tcmsg`.
+fn head(index: u32, attach: u32, place: Place, handle: u32) -> Vec<u8> {
     let parent: u32 = if attach == TCX_INGRESS { 0xffff_fff2 } else { 0xffff_fff3 };
-    let info = priority << 16 | u32::from(3_u16.to_be());
+    // `ETH_P_ALL`, `ETH_P_IP`
+    let (priority, protocol): (u32, u16) = match place {
+        Place::First => (1, 3),
+        Place::FirstForIpv4 => (1, 0x0800),
+        Place::Behind => (2, 3),
+    };
+    let info = priority << 16 | u32::from(protocol.to_be());
     [0, index, handle, parent, info].map(u32::to_ne_bytes).concat()
 }
 

@@ -99,6 +99,9 @@ fn said(programs: &[ProgramOfOthers]) -> Vec<String> {
             (Some(_), true) => "BEFORE",
             (Some(_), false) => "behind",
         };
+        if *id == 0 {
+            return format!("{place} {hook}: a filter {name}, {order} eastwall's");
+        }
         let by = holders.get(id).map(|who| format!(", held by {}", who.join(", "))).unwrap_or_default();
         let name = if name.is_empty() { "without a name" } else { name };
         format!("{place} {hook}: {id} {name}, {order} eastwall's (tag {tag}, loaded by user {loaded_by}{by})")

@@ -330,7 +330,7 @@ pub struct ProgramOfOthers {
     pub hook: String,
     /// Whether it runs before eastwall's, and may decide instead.
     pub before: bool,
-    /// Its number.
+    /// Its number; 0 = a filter of another kind, which `name` is then.
     pub id: u32,
     /// As its maker calls it, escaped; empty if it has no name.
     pub name: String,

@@ -123,8 +123,8 @@ fn delete(requests: &mut Requests, ifindex: u32, side: Side, handle: u32) -> io:
     }
 }
 
-/// Lists the programs on that side of a device at which a program of this name is, in the order in which they are asked.
-/// Ours have [`LINK`]; what is no program has the number 0. Nothing is at a device that is gone.
+/// Lists the filters on that side of a device at which a program of this name is, in the order in which they are asked,
+/// each with its kind. Ours have [`LINK`]. Nothing is at a device that is gone.
 ///
 /// # Errors
 ///
@@ -132,7 +132,8 @@ fn delete(requests: &mut Requests, ifindex: u32, side: Side, handle: u32) -> io:
 pub fn listed(name: &str, ifindex: u32) -> io::Result<Vec<Listed>> {
     let filters = filters(&mut Requests::open(None)?, ifindex, Side::of(name))?;
     let link = |filter: &Filter| if filter.is(name) { LINK } else { 0 };
-    Ok(filters.iter().map(|filter| Listed { program: filter.program, link: link(filter) }).collect())
+    let listed = |filter: Filter| Listed { program: filter.program, link: link(&filter), kind: filter.kind };
+    Ok(filters.into_iter().map(listed).collect())
 }
 
 /// Takes the filter off that a pin of this name speaks of, if it speaks of one and there is one.

@@ -268,12 +268,14 @@ pub enum Target<'a> {
 }
 
 /// A program of a list.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Listed {
-    /// Its number.
+    /// Its number; 0 = it is a filter of another kind.
     pub program: u32,
     /// The number of its link; 0 = it has none, or the kernel does not say.
     pub link: u32,
+    /// The kind of a filter; empty = it is none.
+    pub kind: String,
 }
 
 /// Lists the programs of a place, by a number of `enum bpf_attach_type`, in the order in which they run.
@@ -296,7 +298,8 @@ pub fn query(target: Target<'_>, attach_type: u32) -> io::Result<Vec<Listed>> {
     }
     bpf(cmd::PROG_QUERY, &mut attr)?;
     let count = usize::try_from(attr[3] & u64::from(u32::MAX)).unwrap_or(0);
-    Ok(programs.into_iter().zip(links).take(count).map(|(program, link)| Listed { program, link }).collect())
+    let listed = |(program, link)| Listed { program, link, kind: String::new() };
+    Ok(programs.into_iter().zip(links).take(count).map(listed).collect())
 }
 
 /// Says whether there is a device of this index in the caller's network namespace.

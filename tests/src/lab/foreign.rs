@@ -8,7 +8,7 @@ use std::{
 use super::{Cgroup, NetNs};
 use crate::{
     bpf::{self, At, Kind, TCX_INGRESS},
-    filters::Filter,
+    filters::{Filter, Place},
 };
 
 /// A program that is attached until it is dropped.
@@ -42,7 +42,8 @@ impl Foreign {
             anyhow::Ok(if tcx {
                 AttachedBy::Link { _link: bpf::attach_to_device(program, device, attach, first)? }
             } else {
-                AttachedBy::Filter { _filter: Filter::add(program, device, attach, first)? }
+                let place = if first { Place::First } else { Place::Behind };
+                AttachedBy::Filter { _filter: Filter::add(program, device, attach, place)? }
             })
         })?;
         Ok(Self { _at: at })

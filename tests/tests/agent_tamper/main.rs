@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use stage::{AT_DEVICES, CGROUP_EGRESS, CLOSED, DEVICES, Stage, flood, is_tampering, judge, reported};
 use tests::{
     bpf::{self, At, Kind, TCX_EGRESS, TCX_INGRESS},
-    filters,
+    filters::{self, Filter, Place},
     lab::{Errno, Foreign, Guard, GuardOptions, Lab, Need, NetNs},
     scene::{BRIEF, LONG, document, policy, repetitions},
 };
@@ -170,14 +170,16 @@ fn g76_what_cannot_be_put_back_by_clsact_is_a_problem_until_it_can() {
 }
 
 fn cannot_be_put_back_by_clsact(stage: &Stage) {
-    // Filters of one priority are of one kind.
+    let program = bpf::load(Kind::SchedCls, 0, -1, "intruder").unwrap();
+    let add = || Filter::add(program.as_fd(), stage.indices[0], TCX_INGRESS, Place::FirstForIpv4);
+    // Filters of one priority are about one protocol.
     stage.detach_at_device(0);
-    let add = "filter add dev to-web ingress pref 1 protocol all matchall action pass";
-    if stage.net.host.run(|| filters::tc(add)).is_err() {
+    let Ok(filter) = stage.net.host.run(add) else {
         // The agent was faster.
+        assert!(stage.is_first(0));
         return;
-    }
-    is_a_problem_until(stage, || drop(stage.tc("filter del dev to-web ingress pref 1")));
+    };
+    is_a_problem_until(stage, || drop(filter));
 }
 
 fn is_a_problem_until(stage: &Stage, freed: impl FnOnce()) {

@@ -5,6 +5,7 @@ use std::{fs, os::fd::AsFd as _};
 use serde_json::json;
 use tests::{
     bpf::{self, Kind, TCX_EGRESS},
+    filters::{self, Filter, Place},
     lab::Family,
     scene::{document, policy},
 };
@@ -39,6 +40,24 @@ fn who_dropped_a_flow_is_told_from_who_might_have() {
     has(&suspects, "programs", "to-db egress: ");
     has(&suspects, "programs", "intruder, behind");
     drop(link);
+    // It is asked behind ours, by TCX or as a filter.
+    let filter =
+        stage.net.host.run(|| Filter::add(drops.as_fd(), stage.indices[1], TCX_EGRESS, Place::Behind)).unwrap();
+    let (_, suspects, _) = ask(&target);
+    has(&suspects, "programs", "to-db egress: ");
+    has(&suspects, "programs", "intruder, behind");
+    drop(filter);
+    let add = "filter add dev to-db egress pref 9 protocol all matchall action drop";
+    match stage.net.host.run(|| filters::tc(add)) {
+        Ok(_) => {
+            has(&ask(&target).1, "programs", "to-db egress: a filter matchall, behind");
+            stage.tc("filter del dev to-db egress pref 9");
+        }
+        Err(e) => {
+            assert!(format!("{e:#}").contains("classifier not found"), "{e:#}");
+            eprintln!("SKIP filters of another kind: this kernel has none");
+        }
+    }
     for (kind, said) in [("unreachable", "`unreachable`"), ("prohibit", "`prohibit`"), ("blackhole", "`blackhole`")] {
         stage.net.host.ip(&format!("route add {kind} 10.9.1.2/32"));
         let (evidence, _, code) = ask(&target);

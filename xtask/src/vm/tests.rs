@@ -14,7 +14,7 @@ use super::{machine, outcome::Report, quote};
 use crate::{run::cargo, test, workspace::Workspace};
 
 /// Bounds on time in tests are multiplied by it where the machine is emulated.
-const EMULATED_TIMES: &str = "4";
+const EMULATED_TIMES: &str = "12";
 
 /// A program of tests, and which of its tests to run.
 struct TestFile {

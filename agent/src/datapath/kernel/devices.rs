@@ -103,15 +103,18 @@ impl Datapath {
     /// there.
     pub(super) fn put_filter(&mut self, place: Place, index: u32) -> Result<(), DatapathError> {
         let failed = |verb, source| DatapathError::program(verb, place.program, source);
-        let program = self.program(place.program)?.try_clone_to_owned().map_err(|e| failed("pin", e))?;
-        // A link that an earlier agent left goes when the filter stands.
-        let _before = Held::open(self.pins.link(&pin_name(place))).map_err(|e| failed("open the pin of", e))?;
-        // First, so that there is never a filter which nobody knows about.
-        let mut held = Held::new(program, self.pins.link(&pin_name(place)));
-        held.pin()?;
-        clsact::put(held.as_fd(), place.program, index).map_err(|e| failed("attach", e))?;
-        self.links.insert(place, Link { held, id: clsact::LINK });
-        Ok(())
+        let program = self.program(place.program)?.try_clone_to_owned().map_err(|e| failed("hold", e))?;
+        let mut _before = None;
+        if !self.links.contains_key(&place) {
+            // A link that an earlier agent left goes when the filter stands.
+            let path = self.pins.link(&pin_name(place));
+            _before = Held::open(path.clone()).map_err(|e| failed("open the pin of", e))?;
+            // First, so that there is never a filter which nobody knows about.
+            let mut held = Held::new(program.try_clone().map_err(|e| failed("hold", e))?, path);
+            held.pin()?;
+            self.links.insert(place, Link { held, id: clsact::LINK });
+        }
+        clsact::put(program.as_fd(), place.program, index).map_err(|e| failed("attach", e))
     }
 
     /// Ends that: the device is another's, or gone. A device that is not guarded is no error.

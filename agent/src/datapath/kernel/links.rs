@@ -376,18 +376,18 @@ fn compare(listed: &[Listed], link: u32, program: u32) -> Option<(Act, Vec<u32>)
 mod tests {
     use super::*;
 
-    const fn listed(program: u32, link: u32) -> Listed {
-        Listed { program, link }
+    fn listed(program: u32, link: u32) -> Listed {
+        Listed { program, link, kind: String::new() }
     }
 
     #[test]
     fn a_place_is_ours_only_if_our_program_is_first_in_it() {
         let ours = listed(7, 70);
         let foreign = listed(8, 0);
-        assert_eq!(compare(&[ours], 70, 7), None);
-        assert_eq!(compare(&[ours, foreign], 70, 7), None, "who comes behind sees what we let pass");
+        assert_eq!(compare(std::slice::from_ref(&ours), 70, 7), None);
+        assert_eq!(compare(&[ours.clone(), foreign.clone()], 70, 7), None, "who comes behind sees what we let pass");
         assert_eq!(compare(&[], 70, 7), Some((Act::Detached, vec![])));
-        assert_eq!(compare(&[foreign], 70, 7), Some((Act::Detached, vec![])));
+        assert_eq!(compare(std::slice::from_ref(&foreign), 70, 7), Some((Act::Detached, vec![])));
         assert_eq!(compare(&[foreign, listed(9, 90), ours], 70, 7), Some((Act::Overtaken, vec![8, 9])));
         assert_eq!(
             compare(&[listed(9, 70)], 70, 7),

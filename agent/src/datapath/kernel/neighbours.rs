@@ -5,7 +5,10 @@ use std::os::fd::BorrowedFd;
 use agent_common::layout::names::program;
 
 use super::{Datapath, DatapathError};
-use crate::datapath::sys::{self, ProgramInfo, Target};
+use crate::datapath::{
+    clsact,
+    sys::{self, Listed, ProgramInfo, Target},
+};
 
 /// Hooks of a cgroup that connections and packets pass: a number of `enum bpf_attach_type`, and its name.
 const HOOKS: [(u32, &str); 10] = [
@@ -28,7 +31,7 @@ pub struct Neighbour {
     pub hook: &'static str,
     /// Whether it runs before ours and may decide instead. Of a cgroup none may: every program there is asked.
     pub before: bool,
-    /// What the kernel says of it.
+    /// What the kernel says of it. A filter of another kind has the number 0, and its kind for a name.
     pub program: ProgramInfo,
 }
 
@@ -43,12 +46,20 @@ impl Datapath {
         for name in program::DEVICE {
             let hook = if name == program::TC_FROM { "ingress" } else { "egress" };
             let failed = |e| DatapathError::program("list what runs beside", name, e);
-            let Some(listed) = self.listed_at_device(name, index).map_err(failed)? else {
+            let Some(mut listed) = self.listed_at_device(name, index).map_err(failed)? else {
                 return Ok(Vec::new());
             };
-            let ours = listed.iter().position(|one| self.is_ours(one.program)).unwrap_or(listed.len());
-            for (at, other) in listed.iter().enumerate().filter(|(_, one)| !self.is_ours(one.program)) {
-                let program = self.describe(&[other.program]).remove(0);
+            if self.has_tcx {
+                // Filters are asked behind all of TCX.
+                listed.extend(clsact::listed(name, index).map_err(failed)?);
+            }
+            let is_ours = |one: &Listed| self.is_ours(one.program);
+            let ours = listed.iter().position(is_ours).unwrap_or(listed.len());
+            for (at, other) in listed.into_iter().enumerate().filter(|(_, one)| !is_ours(one)) {
+                let program = match other.program {
+                    0 => ProgramInfo { name: other.kind.into_bytes(), ..ProgramInfo::default() },
+                    id => self.describe(&[id]).remove(0),
+                };
                 found.push(Neighbour { hook, before: at < ours, program });
             }
         }
