@@ -125,7 +125,8 @@ fn devices_are_guarded_and_addresses_name_their_workloads() {
     // The deliberate way out takes these programs off as well.
     agent.stop();
     let config = agent.path("agent.yaml").display().to_string();
-    let detached = agent.cli(&["detach", "--config", &config, "--yes"]);
+    // Filters of clsact are looked for where the caller is.
+    let detached = net.host.run(|| agent.cli(&["detach", "--config", &config, "--yes"]));
     assert!(detached.status.success(), "{detached:?}");
     let end = Instant::now() + LONG;
     while !arrives(&net, receiver) {

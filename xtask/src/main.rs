@@ -67,7 +67,7 @@ enum Task {
         /// Fail if a number misses its target
         #[arg(long)]
         check: bool,
-        /// Which parts: programs, traffic, policy, memory; all if none is named
+        /// Which parts: programs, traffic, devices, policy, memory, or a kind of traffic such as tcp-rr; all if none is named
         parts: Vec<String>,
     },
     /// Check what neither the compiler nor clippy can: who may import whom, long files, loose ends

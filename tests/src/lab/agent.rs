@@ -21,7 +21,7 @@ use rustix::{
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Lab, Namespace, NetNs, binary, patience};
+use super::{Lab, Namespace, NetNs, binary, patience, wants_tcx};
 
 /// How long the agent may take to be ready, to stop or to write an event. Loading programs under an
 /// emulated CPU takes its time; nothing waits longer than it must.
@@ -104,6 +104,7 @@ impl Agent {
             ("eventsFile", json!(agent.path("events.jsonl"))),
             ("stateDirectory", json!(agent.path("state"))),
             ("fastRefusal", json!(options.fast_refusal)),
+            ("tcx", json!(wants_tcx())),
         ] {
             config.entry(key).or_insert(value);
         }

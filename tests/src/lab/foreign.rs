@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
-use super::{Cgroup, NetNs};
+use super::{Cgroup, NetNs, wants_tcx};
 use crate::{
     bpf::{self, At, Kind, TCX_INGRESS},
     filters::{Filter, Place},
@@ -92,7 +92,7 @@ impl Foreign {
             insn(op::EXIT, 0, 0, 0, 0),
         ];
         let program = bpf::load_code(Kind::SchedCls, 0, &code, "redirects").expect("load a program");
-        let at = Self::at_device(netns, program.as_fd(), device, (TCX_INGRESS, first), bpf::has_tcx());
+        let at = Self::at_device(netns, program.as_fd(), device, (TCX_INGRESS, first), wants_tcx() && bpf::has_tcx());
         at.expect("attach a program that redirects")
     }
 }

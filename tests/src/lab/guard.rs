@@ -29,7 +29,7 @@ use rustix::{
 use tempfile::TempDir;
 use zerocopy::FromBytes as _;
 
-use super::{Denials, Lab, Namespace, NetNs, Party, magic};
+use super::{Denials, Lab, Namespace, NetNs, Party, magic, wants_tcx};
 
 /// Longer than any program takes from its first counter to its last.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -128,7 +128,7 @@ impl Guard {
             run: dir.path().to_owned(),
             fast_refusal: options.fast_refusal,
             devices: options.devices,
-            tcx: true,
+            tcx: wants_tcx(),
             kernel_log: false,
             capacity: options.capacity,
         };

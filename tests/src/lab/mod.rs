@@ -139,6 +139,12 @@ pub fn patience(bound: Duration) -> Duration {
     bound * times
 }
 
+/// Says whether devices are guarded by TCX where the kernel has it; with `EASTWALL_TCX=0` they are not, as on older kernels.
+#[must_use]
+pub fn wants_tcx() -> bool {
+    std::env::var_os("EASTWALL_TCX").is_none_or(|value| value != "0")
+}
+
 /// Returns bytes that no other packet on this machine carries.
 #[must_use]
 pub fn magic() -> Vec<u8> {

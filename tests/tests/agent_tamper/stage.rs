@@ -18,7 +18,7 @@ use tests::{
     bpf::{self, At, TCX_EGRESS, TCX_INGRESS},
     filters::{self, Shown},
     frames::{FAMILIES, framed, ip_udp},
-    lab::{Agent, AgentOptions, Command, Foreign, NetNs, Routed, Witness, magic, patience},
+    lab::{Agent, AgentOptions, Command, Foreign, NetNs, Routed, Witness, magic, patience, wants_tcx},
     scene::{BRIEF, LONG, is_long, policy},
 };
 
@@ -63,6 +63,7 @@ impl Stage {
 
     fn open_with(tcx: bool) -> Option<Self> {
         let net = Routed::open()?;
+        let tcx = tcx && wants_tcx();
         let more = [("tcx".to_owned(), json!(tcx))].into_iter().collect();
         let options = AgentOptions { fast_refusal: false, more, ..AgentOptions::default() };
         let mut agent = Agent::prepare(&net.lab, &policy(&net.lab, OPEN, ""), &options).unwrap();
