@@ -47,6 +47,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (47, "options of IPv4"),
     (48, "frames that cannot be read"),
     (50, "tunnels that a workload builds"),
+    (51, "devices that come later, and those without our programs"),
     (52, "a source address that is another's"),
     (54, "an echo is one way"),
     (55, "ICMP errors and redirects"),
