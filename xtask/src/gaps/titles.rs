@@ -80,6 +80,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (91, "an agent that has frozen"),
     (92, "an agent short of descriptors, memory or disk"),
     (93, "a host that lacks what is needed"),
+    (94, "policy files that are swapped, half written or another's"),
     (95, "a host firewall that changes"),
     (96, "the wrong root of the cgroups"),
     (97, "workloads outside the expected tree"),
