@@ -210,7 +210,7 @@ fn a_bad_policy_is_refused_whole_and_the_running_one_goes_on() {
 }
 
 #[test]
-fn an_edit_of_the_policy_directory_is_picked_up_by_itself_and_a_bad_one_is_a_problem() {
+fn g94_an_edit_of_the_policy_directory_is_picked_up_by_itself_and_a_bad_one_is_a_problem() {
     let Some(mut scene) = Scene::open(CLOSED, &AgentOptions::default()) else { return };
     let (_listener, addr) = scene.db.tcp_listen(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();
     assert_eq!(scene.web.tcp_connect(addr, LONG), Err(Errno::PERM));

@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _},
     process::Output,
     sync::Arc,
     thread,
@@ -12,7 +13,10 @@ use std::{
 use serde_json::{Value, json};
 use tests::{
     frames::{FAMILIES, framed, ip_udp},
-    lab::{Actor, Agent, AgentOptions, Cgroup, Command, Errno, Family, Kind, NetNs, Routed, Socket, join, magic},
+    lab::{
+        Actor, Agent, AgentOptions, Cgroup, Command, Errno, Family, Kind, NetNs, Routed, Socket, VethEnd, Witness,
+        join, magic,
+    },
     scene::{BRIEF, LONG, document, policy},
 };
 
@@ -211,6 +215,87 @@ fn g80_the_next_owner_of_an_address_has_its_own_edges_only() {
     assert_eq!(sniffer.arrived(), 0, "a sniffer in the receiver's namespace saw it");
     let denial = agent.event("the denial at the door", |e| e["status_code"] == json!("no-rule"));
     assert_eq!(denial["src_endpoint"]["uid"], json!("spiffe://lab.example/other"), "{denial:#}");
+}
+
+/// The hardware address of a device, as `ip` says it.
+fn hardware(netns: &NetNs, device: &str) -> [u8; 6] {
+    let line = netns.ip(&format!("-o link show dev {device}"));
+    let text = line.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes.try_into().unwrap()
+}
+
+/// A namespace as `ip` opens it.
+fn path_of(netns: &NetNs) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
+}
+
+#[test]
+fn g51_a_device_that_a_workload_gets_later_is_guarded_as_the_first() {
+    let Some(Host { agent, net }) = open(RULES) else { return };
+    wait_for(&agent, &BOTH);
+    // By hand: the lab says hello by a pair, which the agent may forbid already.
+    let there = path_of(&net.web.net);
+    net.host.ip(&format!("link add to-web2 index 2001 type veth peer name web1 index 2002 netns {there}"));
+    let ends = [(&net.host, "to-web2", "10.9.5.254", "fd09:5::ff"), (&net.web.net, "web1", "10.9.5.1", "fd09:5::1")];
+    for (netns, device, v4, v6) in ends {
+        netns.ip(&format!("address add {v4}/24 dev {device}"));
+        netns.ip(&format!("address add {v6}/64 dev {device} nodad"));
+        netns.ip(&format!("link set {device} up"));
+    }
+    let addresses = &["10.9.0.1", "10.9.5.1", "fd09::1", "fd09:5::1"][..];
+    wait_for(&agent, &[BOTH[0], ("to-web", "web", addresses), ("to-web2", "web", addresses)]);
+    let ethernet = (hardware(&net.web.net, "web1"), hardware(&net.host, "to-web2"));
+    let (receiver, to) = net.db.udp(Family::V4);
+    let send = |from: &str| {
+        let magic = magic();
+        let mut sniffer = net.db.watch(&magic);
+        let frame = framed(ethernet, &ip_udp(from.parse().unwrap(), to, &magic));
+        let send = Command::SendFrame { device: "web1".to_owned(), frame, bypass: true };
+        net.web.actor.call(&send).unwrap();
+        let arrived = sniffer.arrived();
+        assert_eq!(arrived == 1, !net.db.actor.received(receiver).unwrap().is_empty());
+        arrived
+    };
+    assert_eq!(send("10.9.5.1:40000"), 1, "{:#?}", agent.events());
+    assert_eq!(send("10.9.5.77:40000"), 0);
+    // The network of the workload says things of its own.
+    let spoofed = agent.event("the spoofed source", |e| e["src_endpoint"]["ip"] == json!("10.9.5.77"));
+    assert_eq!(spoofed["status_code"], json!("spoofed-source"), "{spoofed:#}");
+    agent.apply(&policy(&net.lab, CLOSED, ""));
+    assert_eq!(send("10.9.5.1:40000"), 0);
+    let is_it = |e: &Value| e["status_code"] == json!("no-rule") && e["src_endpoint"]["port"] == json!(40_000);
+    let denial = agent.event("the denial at the device", is_it);
+    assert_eq!(denial["src_endpoint"]["uid"], json!("spiffe://lab.example/web"), "{denial:#}");
+}
+
+#[test]
+fn g51_by_a_device_without_programs_sockets_send_what_they_may_and_no_more() {
+    let Some(Host { agent, net }) = open(RULES) else { return };
+    wait_for(&agent, &BOTH);
+    // Outside, behind a device of the host, of which the workload gets a share.
+    let outside = NetNs::new();
+    let end = |netns, device, addrs| VethEnd { netns, device, addrs };
+    NetNs::veth(end(&net.host, "up0", &["10.9.6.254/24"]), end(&outside, "out0", &["10.9.6.2/24"]));
+    let there = path_of(&net.web.net);
+    net.host.ip(&format!("link add share0 link up0 netns {there} type macvlan mode bridge"));
+    net.web.net.ip("address add 10.9.6.1/24 dev share0");
+    net.web.net.ip("link set share0 up");
+    let receiver = outside.run(|| UdpSocket::bind("10.9.6.2:0")).unwrap();
+    receiver.set_read_timeout(Some(LONG)).unwrap();
+    let to = receiver.local_addr().unwrap();
+    let socket = net.web.actor.socket(Family::V4, Kind::Datagram, 0).unwrap();
+    let magic = magic();
+    let mut sniffer = Witness::new(&outside, &magic);
+    assert_eq!(net.web.actor.send_to(socket, to, &magic), Err(Errno::PERM));
+    assert_eq!(sniffer.arrived(), 0);
+    let external = "  externals:\n    - { name: outside, cidrs: [10.9.6.2/32] }\n";
+    agent.apply(&policy(&net.lab, "[{ from: web, to: outside, ports: [udp/any] }]", external));
+    assert_eq!(net.web.actor.send_to(socket, to, b"allowed"), Ok(7));
+    assert_eq!(receiver.recv(&mut [0; 16]).unwrap(), 7);
+    // Its end is in no network of the host's.
+    let names: Vec<String> = devices(&agent).into_iter().map(|(device, ..)| device).collect();
+    assert_eq!(names, ["to-db", "to-web"]);
 }
 
 #[test]

@@ -389,7 +389,7 @@ fn pins_are_closed_and_a_foreign_directory_is_refused() {
 }
 
 #[test]
-fn a_policy_file_that_another_could_have_written_is_never_in_force() {
+fn g94_a_policy_file_that_another_could_have_written_is_never_in_force() {
     let Some(mut scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
     let before = scene.agent.status();
     let file = scene.agent.policy_file();

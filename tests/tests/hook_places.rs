@@ -1,4 +1,4 @@
-//! Where a workload is: G25 to G28, G57 and G97 of the list of gaps. Cgroups decide, whatever they are
+//! Where a workload is: G25 to G28, G57, G87 and G97 of the list of gaps. Cgroups decide, whatever they are
 //! nested in and seen from; network namespaces and addresses do not.
 
 use std::{
@@ -7,6 +7,7 @@ use std::{
 };
 
 use agent_common::{layout::Hook, verdict::Reason};
+use eastwall::identity::spiffe::SpiffeId;
 use etherparse::PacketBuilder;
 use tests::lab::{Actor, Cgroup, Command, Errno, Family, Kind, Party, Place, Scene, everywhere, magic};
 
@@ -114,6 +115,55 @@ fn g27_a_cgroup_namespace_changes_no_verdict() {
         }
         assert_eq!((witness.arrived(), scene.db.actor.received(receiver)), (0, Ok(vec![])));
     });
+}
+
+#[test]
+fn g87_no_name_that_a_workload_gives_its_cgroups_is_a_label() {
+    for fast_refusal in [true, false] {
+        let Some(scene) = Scene::open(Place::Loopback, fast_refusal) else { return };
+        // Two units, as the manager of the system makes them.
+        let [unit, trusted] = ["box.service", "trusted.service"].map(|name| scene.lab().cgroup().child(name));
+        let units = ["box", "trusted"]
+            .map(|name| format!("    - {{ name: {name}, select: {{ systemd: {{ unit: {name}.service }} }} }}\n"));
+        let text = scene.policy(&["trusted -> db: udp/any"]);
+        let text = text.replace("  workloads:\n", &format!("  workloads:\n{}", units.concat()));
+        scene.guard().apply(&text);
+        let [actor, allowed] = [&unit, &trusted].map(|cgroup| scene.lab().actor(cgroup, &scene.web.net));
+        let own = SpiffeId::new("lab.example", "box").unwrap().number();
+        let (receiver, to) = scene.db.udp(Family::V4);
+        assert_eq!(datagram(&allowed, to, b"allowed"), Ok(7));
+        assert_eq!(scene.db.actor.receive(receiver, 1).unwrap()[0].data, b"allowed");
+        assert_eq!(scene.denials().denied(), 0);
+        let magic = magic();
+        let mut witness = scene.watch(&magic);
+        // Named like the other, like the path of the other, and as the manager of the system would.
+        for name in ["trusted.service", trusted.path(), "system.slice/trusted.service"] {
+            let mut cgroup = unit.dir().to_owned();
+            for segment in name.split('/').filter(|segment| !segment.is_empty()) {
+                cgroup.push(segment);
+                if !cgroup.exists() {
+                    actor.call(&Command::MakeCgroup { cgroup: cgroup.clone() }).unwrap();
+                }
+            }
+            actor.call(&Command::MoveTo { cgroup }).unwrap();
+            // By what it has from its parent, and after the tree was walked.
+            for walked in [false, true] {
+                if walked {
+                    scene.guard().apply(&text);
+                }
+                assert_eq!(datagram(&actor, to, &magic), Err(Errno::PERM), "{name} {walked}");
+                let denials = scene.denials();
+                assert_eq!(denials.causes(), [(scene.first_hook(Hook::Sendmsg4), Reason::NoRule)], "{name} {walked}");
+                assert_eq!(denials.records[0].local_id, own.0, "{name} {walked}");
+            }
+            actor.move_to(&unit);
+        }
+        // A cgroup has the name that it was made with, and one place: not even root changes that.
+        let (named, beside) = (unit.dir().join("trusted.service"), scene.lab().cgroup().dir().join("renamed.service"));
+        assert!(std::fs::rename(&named, &beside).is_err());
+        assert!(std::os::unix::fs::symlink(trusted.dir(), unit.dir().join("link.service")).is_err());
+        assert_eq!((witness.arrived(), scene.db.actor.received(receiver)), (0, Ok(vec![])));
+    }
 }
 
 #[test]

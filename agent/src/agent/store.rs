@@ -29,6 +29,8 @@ pub struct Store {
     last_complete: PathBuf,
     last_peers: PathBuf,
     seen: Vec<Fingerprint>,
+    /// As the directory looked last, if that is not what was read.
+    coming: Option<Vec<Fingerprint>>,
 }
 
 /// What changes when somebody writes a file.
@@ -45,7 +47,7 @@ impl Store {
     #[must_use]
     pub fn new(state_directory: &Path) -> Self {
         let [last_complete, last_peers] = [LAST_COMPLETE, LAST_PEERS].map(|name| state_directory.join(name));
-        Self { last_complete, last_peers, seen: Vec::new() }
+        Self { last_complete, last_peers, seen: Vec::new(), coming: None }
     }
 
     /// Reads the documents of the policy directory.
@@ -60,10 +62,18 @@ impl Store {
         Ok(Candidate::read(files, config.trust_domain.as_deref())?)
     }
 
-    /// Says whether the directory looks different from when it was last read.
+    /// Says whether the directory looks different from when it was last read, and as it did when this was asked last:
+    /// half of a policy that is being written may be a policy, without what it denies.
     #[must_use]
-    pub fn directory_changed(&self, config: &Config) -> bool {
-        fingerprints(&config.policy_directory) != self.seen
+    pub fn directory_changed(&mut self, config: &Config) -> bool {
+        let now = fingerprints(&config.policy_directory);
+        if now == self.seen {
+            self.coming = None;
+            return false;
+        }
+        let is_settled = self.coming.as_ref() == Some(&now);
+        self.coming = Some(now);
+        is_settled
     }
 
     /// Returns the last complete set, if there is one.
@@ -159,4 +169,36 @@ fn fingerprints(dir: &Path) -> Vec<Fingerprint> {
         .collect();
     found.sort();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g94_a_policy_that_is_being_written_is_not_read_before_it_stays_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config { policy_directory: directory.path().to_owned(), ..Config::default() };
+        let mut store = Store::new(directory.path());
+        store.seen = fingerprints(directory.path());
+        let write = |text: &str| fs::write(directory.path().join("a.yaml"), text).unwrap();
+        assert!(!store.directory_changed(&config));
+        for text in ["allow", "allow, deny", "allow, deny all"] {
+            write(text);
+            assert!(!store.directory_changed(&config), "{text}: it was not seen before");
+        }
+        assert!(store.directory_changed(&config));
+        // Until it is read.
+        assert!(store.directory_changed(&config));
+        store.seen = fingerprints(directory.path());
+        assert!(!store.directory_changed(&config));
+        // What comes and goes was never there.
+        fs::write(directory.path().join("b.yaml"), "more").unwrap();
+        assert!(!store.directory_changed(&config));
+        fs::remove_file(directory.path().join("b.yaml")).unwrap();
+        assert!(!store.directory_changed(&config));
+        write("allow");
+        assert!(!store.directory_changed(&config));
+        assert!(store.directory_changed(&config));
+    }
 }

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_swapped_while_it_is_read_is_read_as_it_was_checked_or_refused() {
+    fn g94_a_file_that_is_swapped_while_it_is_read_is_read_as_it_was_checked_or_refused() {
         const ROUNDS: usize = 2_000;
         let (directory, trust) = directory();
         let secret = tempfile::NamedTempFile::new().unwrap();

@@ -1,7 +1,7 @@
 //! The test's end of an actor.
 
 use std::{
-    net::{SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -249,6 +249,15 @@ impl Actor {
         self.call(&Command::SendUnspec { socket: socket.0, to, data: data.to_vec() }).map(count)
     }
 
+    /// Sends to an address, from one of this host's that the message names itself.
+    ///
+    /// # Errors
+    ///
+    /// Of sendmsg(2).
+    pub fn send_from(&self, socket: Socket, from: IpAddr, to: SocketAddr, data: &[u8]) -> Result<usize, Errno> {
+        self.call(&Command::SendFrom { socket: socket.0, from, to, data: data.to_vec() }).map(count)
+    }
+
     /// Connects by TCP Fast Open and sends.
     ///
     /// # Errors
@@ -330,7 +339,7 @@ impl Actor {
     /// # Errors
     ///
     /// Of sendto(2); ETIMEDOUT without an answer in `timeout`.
-    pub fn ping(&self, to: std::net::IpAddr, data: &[u8], timeout: Duration) -> Result<(), Errno> {
+    pub fn ping(&self, to: IpAddr, data: &[u8], timeout: Duration) -> Result<(), Errno> {
         let to = SocketAddr::new(to, 0);
         self.call(&Command::Ping { to, data: data.to_vec(), timeout_ms: millis(timeout) }).map(done)
     }

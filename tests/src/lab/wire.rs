@@ -6,7 +6,7 @@
 use std::{
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    net::{SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
@@ -182,6 +182,17 @@ pub enum Command {
         socket: u32,
         /// The peer.
         to: SocketAddrV4,
+        /// The payload.
+        data: Vec<u8>,
+    },
+    /// sendmsg(2) with a source address of its own (`IP_PKTINFO`, `IPV6_PKTINFO`), of the family of the peer.
+    SendFrom {
+        /// The socket.
+        socket: u32,
+        /// The source.
+        from: IpAddr,
+        /// The peer.
+        to: SocketAddr,
         /// The payload.
         data: Vec<u8>,
     },

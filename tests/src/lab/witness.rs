@@ -50,6 +50,17 @@ impl<'a> Witness<'a> {
         Self { netns, tap, magic: magic.to_vec(), arrived: 0, left: 0 }
     }
 
+    /// Watches for other bytes from now on, and begins to count anew.
+    ///
+    /// # Panics
+    ///
+    /// If every packet carries them.
+    pub fn turn_to(&mut self, magic: &[u8]) {
+        assert!(!magic.is_empty(), "every packet carries no bytes");
+        self.magic = magic.to_vec();
+        (self.arrived, self.left) = (0, 0);
+    }
+
     /// Packets that came in by any device, loopback included. Waits for those that are under way.
     ///
     /// # Panics

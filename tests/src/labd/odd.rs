@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "no library has safe wrappers for these")]
 
 use std::{
-    net::SocketAddrV4,
+    mem,
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     os::fd::{AsRawFd as _, BorrowedFd},
     ptr,
 };
 
-use rustix::{io::Errno, thread::UnshareFlags};
+use rustix::{io::Errno, net::SocketAddrAny, thread::UnshareFlags};
 
 /// setsockopt(2) with a number.
 pub(super) fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> Result<(), Errno> {
@@ -40,6 +41,55 @@ pub(super) fn send_unspec(socket: BorrowedFd<'_>, to: SocketAddrV4, data: &[u8])
             LENGTH_OF_V4,
         )
     };
+    usize::try_from(sent).map_err(|_| last())
+}
+
+/// sendmsg(2) with a control message that names the source.
+pub(super) fn send_from(socket: BorrowedFd<'_>, from: IpAddr, to: SocketAddr, data: &[u8]) -> Result<usize, Errno> {
+    match from {
+        IpAddr::V4(from) => {
+            let source = libc::in_addr { s_addr: u32::from_ne_bytes(from.octets()) };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: libc::in_addr { s_addr: 0 } };
+            send_with(socket, (libc::IPPROTO_IP, libc::IP_PKTINFO), info, to, data)
+        }
+        IpAddr::V6(from) => {
+            let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: from.octets() }, ipi6_ifindex: 0 };
+            send_with(socket, (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), info, to, data)
+        }
+    }
+}
+
+/// A control message as the kernel reads it.
+#[repr(C)]
+struct Control<T> {
+    header: libc::cmsghdr,
+    value: T,
+}
+
+fn send_with<T>(
+    socket: BorrowedFd<'_>,
+    (level, name): (i32, i32),
+    value: T,
+    to: SocketAddr,
+    data: &[u8],
+) -> Result<usize, Errno> {
+    // Nothing is between the two: the value begins where the kernel looks for it.
+    const { assert!(mem::offset_of!(Control<T>, value) == size_of::<libc::cmsghdr>()) };
+    let to = SocketAddrAny::from(to);
+    // SAFETY: zero is a value of every field of these.
+    let (mut header, mut message): (libc::cmsghdr, libc::msghdr) = unsafe { mem::zeroed() };
+    header.cmsg_len = size_of::<libc::cmsghdr>() + size_of::<T>();
+    (header.cmsg_level, header.cmsg_type) = (level, name);
+    let mut control = Control { header, value };
+    let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    message.msg_name = to.as_ptr().cast_mut().cast();
+    message.msg_namelen = to.addr_len();
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control<T>>();
+    // SAFETY: all that the message refers to is readable for the lengths given, and lives across the call.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| last())
 }
 

@@ -94,6 +94,9 @@ impl Sockets {
                 odd::set_option(self.get(*socket)?, *level, *name, *value).map(|()| Reply::Done)?
             }
             Command::SendUnspec { socket, to, data } => Reply::Count(odd::send_unspec(self.get(*socket)?, *to, data)?),
+            Command::SendFrom { socket, from, to, data } => {
+                Reply::Count(odd::send_from(self.get(*socket)?, *from, *to, data)?)
+            }
             Command::SendAbstract { name, data } => {
                 let socket = net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
                 let to = net::SocketAddrUnix::new_abstract_name(name)?;

@@ -138,7 +138,7 @@ fn a_declared_workload_covers_its_endpoint_and_all_below() {
 }
 
 #[test]
-fn a_child_named_like_another_unit_keeps_the_identity_of_its_parent() {
+fn g87_a_child_named_like_another_unit_keeps_the_identity_of_its_parent() {
     let declared = policy(vec![
         workload("db", vec![unit("postgresql.service")]),
         workload("box", vec![Selector { container_id: Some("0123*".into()), ..Selector::default() }]),
