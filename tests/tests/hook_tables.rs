@@ -1,16 +1,22 @@
-//! Tables that are full, flooded or aimed at: G66 to G68, G73 and G74 of the list of gaps.
+//! Tables that are full, flooded or aimed at: G66 to G69, G73 and G74 of the list of gaps.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use agent_common::{
-    layout::{DenyCounter, Hook},
+    layout::{DenyCounter, FlowKey, FlowState, Hook, names::map},
     verdict::Reason,
 };
 use eastwall::{
-    datapath::{Capacity, DatapathError, Identities},
+    datapath::{Capacity, DatapathError, Identities, MapKind, Table, forget_idle},
     policy::plan::TooLarge,
 };
-use tests::lab::{Command, Errno, Exit, Family, GuardOptions, Kind, Place, Scene, magic};
+use tests::lab::{Command, Errno, Exit, Family, GuardOptions, Kind, Need, Place, Scene, magic, require_or_skip};
 
 /// Long enough for every answer that comes.
 const LONG: Duration = Duration::from_secs(20);
@@ -79,6 +85,42 @@ fn g66_a_flood_of_flows_takes_its_own_share_and_nothing_of_anybody_else() {
             scene.guard().datapath().sweep_flows(u32::MAX / 2).unwrap();
         }
     }
+}
+
+#[test]
+fn g69_a_flow_that_begins_anew_while_idle_ones_are_forgotten_stays() {
+    const ROUNDS: u32 = 20_000;
+    const NOW: u32 = 1_000_000;
+    if require_or_skip(&[Need::Root]).is_none() {
+        return;
+    }
+    let flows: Table<FlowKey, FlowState> = Table::create(MapKind::Hash, 8, 0, map::FLOWS).unwrap();
+    let key = FlowKey { owner: 7, ..FlowKey::default() };
+    let seen = |last_seen| FlowState { last_seen, ..FlowState::default() };
+    let (idle, new) = (seen(0), seen(NOW));
+    flows.put(&key, &idle).unwrap();
+    assert_eq!((forget_idle(&flows, NOW).unwrap().len(), flows.get(&key).unwrap()), (0, None));
+    // It was seen after the time was looked at.
+    flows.put(&key, &seen(NOW + 1)).unwrap();
+    assert_eq!(forget_idle(&flows, NOW).unwrap().get(&7), Some(&1));
+
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                forget_idle(&flows, NOW).unwrap();
+            }
+        });
+        let mut lost = 0;
+        for _ in 0..ROUNDS {
+            flows.put(&key, &idle).unwrap();
+            flows.put(&key, &new).unwrap();
+            // It may be away for a moment.
+            lost += usize::from((0..1_000).all(|_| flows.get(&key).unwrap() != Some(new)));
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(lost, 0, "of {ROUNDS} flows");
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod table;
 
 pub use kernel::{
     Act, Datapath, DatapathConfig, DatapathError, Device, Finding, Held, Identities, Look, Neighbour, Object, Place,
-    Prepared, Questions, RawElement, Runs,
+    Prepared, Questions, RawElement, Runs, forget_idle,
 };
 pub use pins::{Pins, PinsError};
 pub use sys::{MapKind, ProgramInfo, TestRun, netns_cookie, open_pin, test_run};

@@ -137,6 +137,16 @@ pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     bpf(cmd::MAP_UPDATE_ELEM, &mut element(map, address(key), address(value), 0)).map(drop)
 }
 
+/// Writes an element that is not there; false if it is.
+pub fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    const NOEXIST: u64 = 1;
+    match bpf(cmd::MAP_UPDATE_ELEM, &mut element(map, address(key), address(value), NOEXIST)) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// Removes an element; false if there is none.
 pub fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
     absent(bpf(cmd::MAP_DELETE_ELEM, &mut element(map, address(key), 0, 0)))

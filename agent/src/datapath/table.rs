@@ -122,6 +122,15 @@ where
         sys::update(self.fd.as_fd(), key.as_bytes(), value.as_bytes()).map_err(|e| self.failed("write to", e))
     }
 
+    /// Writes an element that is not there; says whether that was so.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]; a full hash is E2BIG.
+    pub fn insert(&self, key: &K, value: &V) -> Result<bool, TableError> {
+        sys::insert(self.fd.as_fd(), key.as_bytes(), value.as_bytes()).map_err(|e| self.failed("write to", e))
+    }
+
     /// Removes an element; says whether there was one.
     ///
     /// # Errors

@@ -62,6 +62,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (66, "a flood of flows"),
     (67, "keys chosen to collide"),
     (68, "a full map"),
+    (69, "flows that are swept while they begin anew"),
     (70, "revocation of a live flow"),
     (71, "packets larger than the wire carries"),
     (72, "ways past the devices"),

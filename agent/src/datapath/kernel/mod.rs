@@ -31,6 +31,7 @@ pub use self::{
     held::{Held, RawElement},
     links::{Act, Finding, Look, Object, Place},
     neighbours::Neighbour,
+    read::forget_idle,
 };
 use super::{
     btf::Btf,

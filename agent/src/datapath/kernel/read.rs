@@ -7,7 +7,7 @@ use std::{
 
 use agent_common::{
     id::RuleNumber,
-    layout::{DenyCounter, DenyKey, DenyStat, RuleStat, idle_limit, names::map},
+    layout::{DenyCounter, DenyKey, DenyStat, FlowKey, FlowState, RuleStat, idle_limit, names::map},
 };
 use aya::maps::RingBuf;
 
@@ -74,27 +74,15 @@ impl Datapath {
     /// # Errors
     ///
     /// [`TableError`].
-    pub fn sweep_flows(&self, now_tick: u32) -> Result<usize, TableError> {
-        let mut owners: HashMap<u64, u64> = HashMap::new();
-        let mut left = 0;
-        for key in self.flows.keys()? {
-            let Some(state) = self.flows.get(&key)? else { continue };
-            // One tick more than the programs allow, so that none is deleted that they would still use.
-            let limit = 1 + idle_limit(state.ways);
-            if now_tick.wrapping_sub(state.last_seen) > limit {
-                self.flows.remove(&key)?;
-            } else {
-                *owners.entry(key.owner).or_default() += 1;
-                left += 1;
-            }
-        }
+    pub fn sweep_flows(&self, now_tick: u32) -> Result<u64, TableError> {
+        let owners = forget_idle(&self.flows, now_tick)?;
         for owner in self.flow_quota.keys()? {
             match owners.get(&owner) {
                 Some(count) => self.flow_quota.put(&owner, count)?,
                 None => drop(self.flow_quota.remove(&owner)?),
             }
         }
-        Ok(left)
+        Ok(owners.values().sum())
     }
 
     /// Returns how many flows the table holds.
@@ -162,4 +150,34 @@ impl Datapath {
         let map = self.ebpf.take_map(name)?;
         Some(Ring(RingBuf::try_from(map).ok()?))
     }
+}
+
+/// Forgets flows that are idle; returns how many each owner has left.
+///
+/// A program may begin one anew after it was looked at. So what is removed is looked at once more, and put back unless the
+/// flow was begun yet again meanwhile.
+///
+/// # Errors
+///
+/// [`TableError`].
+pub fn forget_idle(flows: &Table<FlowKey, FlowState>, now_tick: u32) -> Result<HashMap<u64, u64>, TableError> {
+    // One tick more than the programs allow, so that none is deleted that they would still use. A flow may have been seen
+    // later than `now`.
+    let is_idle = |state: &FlowState| {
+        let idle = now_tick.wrapping_sub(state.last_seen).cast_signed();
+        idle > 1 + idle_limit(state.ways).cast_signed()
+    };
+    let mut owners: HashMap<u64, u64> = HashMap::new();
+    for key in flows.keys()? {
+        let Some(state) = flows.get(&key)? else { continue };
+        if is_idle(&state) {
+            let Some(taken) = flows.take(&key)? else { continue };
+            if is_idle(&taken) {
+                continue;
+            }
+            flows.insert(&key, &taken)?;
+        }
+        *owners.entry(key.owner).or_default() += 1;
+    }
+    Ok(owners)
 }
