@@ -106,7 +106,7 @@ pub fn vm(workspace: &Workspace, arch: Arch) -> Result<()> {
     report.check("root", machine::only_root());
     report.packages(match arch {
         Arch::Amd64 => VM_PACKAGES,
-        Arch::Arm64 => VM_ARM64_PACKAGES,
+        Arch::Arm64 | Arch::Arm64With16k => VM_ARM64_PACKAGES,
     });
     if let Some(target) = arch.target() {
         report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
@@ -120,7 +120,7 @@ pub fn vm(workspace: &Workspace, arch: Arch) -> Result<()> {
     let kvm = match arch {
         Arch::Amd64 if has_kvm() => "yes",
         Arch::Amd64 => "no, so the machine is emulated",
-        Arch::Arm64 => "not for arm64, so the machine is emulated",
+        Arch::Arm64 | Arch::Arm64With16k => "not for arm64, so the machine is emulated",
     };
     report.check("KVM", Ok(kvm.to_owned()));
     report.finish()

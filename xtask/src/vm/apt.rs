@@ -52,8 +52,8 @@ impl Apt {
             ("Dir::Etc::sourcelist", sources.display().to_string()),
             ("Dir::Etc::sourceparts", "/dev/null".to_owned()),
             ("Dir::Etc::preferencesparts", "/dev/null".to_owned()),
-            ("APT::Architecture", self.arch.name().to_owned()),
-            ("APT::Architectures", self.arch.name().to_owned()),
+            ("APT::Architecture", self.arch.debian().to_owned()),
+            ("APT::Architectures", self.arch.debian().to_owned()),
             ("APT::Sandbox::User", "root".to_owned()),
             ("Acquire::Languages", "none".to_owned()),
         ] {
@@ -65,7 +65,7 @@ impl Apt {
             }
             let aside = self.directory.join("sources.new");
             fs::write(&aside, sources_of_this_machine(self.arch)?).context("write the sources of kernels")?;
-            eprintln!("  get   lists of Debian's packages for {} (about 10 s)", self.arch.name());
+            eprintln!("  get   lists of Debian's packages for {} (about 10 s)", self.arch.debian());
             let mut update = Command::new("apt-get");
             update.args(command.get_args());
             update.arg("--option").arg(format!("Dir::Etc::sourcelist={}", aside.display())).arg("update");

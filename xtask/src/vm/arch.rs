@@ -4,13 +4,16 @@ use clap::ValueEnum;
 
 use super::machine;
 
-/// A processor, by Debian's name of it.
+/// A processor, by Debian's name of it, and what the kernel makes of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Arch {
     /// x86-64, as this machine has it
     Amd64,
     /// 64-bit ARM, always emulated
     Arm64,
+    /// The same with pages of 16 KiB; from Linux 6.12 on
+    #[value(name = "arm64-16k")]
+    Arm64With16k,
 }
 
 /// What the guest's processor is part of.
@@ -22,20 +25,30 @@ pub struct Board {
 }
 
 impl Arch {
-    /// Returns Debian's name.
+    /// Returns the name that `--arch` takes.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
             Self::Arm64 => "arm64",
+            Self::Arm64With16k => "arm64-16k",
         }
     }
 
-    /// Returns what the small flavour of the kernel is called: it has what virtual machines need, and all that eastwall
-    /// asks for.
+    /// Returns Debian's name of the processor.
+    pub const fn debian(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 | Self::Arm64With16k => "arm64",
+        }
+    }
+
+    /// Returns the flavour of the kernel: where there is one, the small one, which has what virtual machines need and all
+    /// that eastwall asks for.
     pub const fn flavour(self) -> &'static str {
         match self {
             Self::Amd64 => "cloud-amd64",
             Self::Arm64 => "cloud-arm64",
+            Self::Arm64With16k => "arm64-16k",
         }
     }
 
@@ -43,7 +56,7 @@ impl Arch {
     pub const fn qemu(self) -> &'static str {
         match self {
             Self::Amd64 => "qemu-system-x86_64",
-            Self::Arm64 => "qemu-system-aarch64",
+            Self::Arm64 | Self::Arm64With16k => "qemu-system-aarch64",
         }
     }
 
@@ -52,7 +65,7 @@ impl Arch {
         match self {
             Self::Amd64 => "max,la57=off",
             // Pointers are signed, by a function that is cheap to emulate.
-            Self::Arm64 => "max,pauth-impdef=on",
+            Self::Arm64 | Self::Arm64With16k => "max,pauth-impdef=on",
         }
     }
 
@@ -62,7 +75,7 @@ impl Arch {
             Self::Amd64 => {
                 Board { machine: "pc,usb=off,vmport=off", parameters: "console=ttyS0 tsc=reliable no_timer_check" }
             }
-            Self::Arm64 => Board { machine: "virt", parameters: "console=ttyAMA0" },
+            Self::Arm64 | Self::Arm64With16k => Board { machine: "virt", parameters: "console=ttyAMA0" },
         }
     }
 
@@ -71,7 +84,7 @@ impl Arch {
     pub const fn target(self) -> Option<&'static str> {
         match self {
             Self::Amd64 => None,
-            Self::Arm64 => Some("aarch64-unknown-linux-musl"),
+            Self::Arm64 | Self::Arm64With16k => Some("aarch64-unknown-linux-musl"),
         }
     }
 

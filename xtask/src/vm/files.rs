@@ -15,16 +15,19 @@ use super::{
 use crate::{run::read, workspace::Workspace};
 
 /// What a guest of another processor has: a shell with the usual small programs, and all that tests start.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 14] = [
     "base-passwd",
     "busybox-static",
     "coreutils",
     "dash",
     "dnsmasq-base",
+    "findutils",
+    "grep",
     "iproute2",
     "kmod",
     "mount",
     "nftables",
+    "sed",
     "strace",
     "util-linux",
 ];
@@ -33,7 +36,11 @@ const PACKAGES: [&str; 11] = [
 const MERGED: [&str; 3] = ["bin", "lib", "sbin"];
 
 /// Directories that no package brings.
-const EMPTY: [&str; 8] = ["dev", "proc", "root", "run", "sys", "tmp", "usr", "var/tmp"];
+const EMPTY: [&str; 8] = ["dev", "etc", "proc", "root", "run", "sys", "tmp", "var/tmp"];
+
+/// Files that every host has, of a host that has no network card.
+const WRITTEN: [(&str, &str); 2] =
+    [("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"), ("etc/resolv.conf", "nameserver 127.0.0.1\n")];
 
 /// The files of a guest.
 pub struct Files {
@@ -59,7 +66,8 @@ impl Files {
         let root = directory.join("root");
         let packages = PACKAGES.join("\n");
         if fs::read_to_string(root.join("packages")).ok().as_deref() != Some(&packages) {
-            fetch(arch, directory, &root).with_context(|| format!("fetch programs of Debian's for {}", arch.name()))?;
+            fetch(arch, directory, &root)
+                .with_context(|| format!("fetch programs of Debian's for {}", arch.debian()))?;
             fs::write(root.join("packages"), packages).context("write down which packages there are")?;
         }
         let programs = workspace.target.join(target).join("debug");
@@ -74,7 +82,7 @@ impl Files {
 }
 
 fn fetch(arch: Arch, directory: &Path, root: &Path) -> Result<()> {
-    eprintln!("  get   programs of Debian's for {}: {} (about 30 s)", arch.name(), PACKAGES.join(", "));
+    eprintln!("  get   programs of Debian's for {}: {} (about 30 s)", arch.debian(), PACKAGES.join(", "));
     let apt = Apt::new(arch, directory);
     let mut install = apt.command("apt-get")?;
     install.args(["--yes", "--no-install-recommends", "--download-only", "install"]).args(PACKAGES);
@@ -93,8 +101,10 @@ fn fetch(arch: Arch, directory: &Path, root: &Path) -> Result<()> {
     extract(&debs, &part)?;
     for name in ["passwd", "group"] {
         let master = part.join("usr/share/base-passwd").join(format!("{name}.master"));
-        fs::create_dir_all(part.join("etc")).context("make a directory of the guest's root")?;
         fs::copy(&master, part.join("etc").join(name)).with_context(|| format!("copy {}", master.display()))?;
+    }
+    for (name, text) in WRITTEN {
+        fs::write(part.join(name), text).with_context(|| format!("write {name} of the guest"))?;
     }
     fs::remove_dir_all(&debs).context("remove packages")?;
     fs::create_dir_all(debs.join("partial")).context("make directories for apt")?;

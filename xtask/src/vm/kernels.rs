@@ -125,7 +125,7 @@ impl Kernels {
     }
 }
 
-/// The version in the name of a package, if it is a usual kernel of the small flavour.
+/// The version in the name of a package, if it is a usual kernel of the flavour.
 fn version_of(package: &str, arch: Arch) -> Option<&str> {
     let version = package.strip_prefix("linux-image-")?.strip_suffix(arch.flavour())?.strip_suffix('-')?;
     let is_usual = version.starts_with(|c: char| c.is_ascii_digit())
@@ -160,6 +160,7 @@ mod tests {
         assert_eq!(version_of("linux-image-6.1.0-56-cloud-amd64", Arch::Amd64), Some("6.1.0-56"));
         assert_eq!(version_of("linux-image-6.12.118+deb13-cloud-amd64", Arch::Amd64), Some("6.12.118+deb13"));
         assert_eq!(version_of("linux-image-6.1.0-56-cloud-arm64", Arch::Arm64), Some("6.1.0-56"));
+        assert_eq!(version_of("linux-image-6.12.118+deb13-arm64-16k", Arch::Arm64With16k), Some("6.12.118+deb13"));
         for other in [
             "linux-image-6.1.0-56-amd64",
             "linux-image-6.1.0-0.deb11.5-cloud-amd64",

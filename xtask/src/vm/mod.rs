@@ -101,7 +101,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let arch = options.arch;
     let place = match arch {
         Arch::Amd64 => workspace.target.join("vm"),
-        Arch::Arm64 => workspace.target.join("vm").join(arch.name()),
+        Arch::Arm64 | Arch::Arm64With16k => workspace.target.join("vm").join(arch.name()),
     };
     let kernels = Kernels::new(arch, place.clone());
     let Some(wanted) = &options.kernel else {
