@@ -31,6 +31,19 @@ pub fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
+/// Returns `cargo TASK` for a target, or for this machine; see [`cargo`].
+///
+/// The toolchain's own linker will do for another processor: the target brings a C library, and nothing is written in C.
+pub fn cargo_for(workspace: &Workspace, task: &str, target: Option<&str>) -> Command {
+    let mut command = cargo(workspace);
+    command.arg(task);
+    if let Some(target) = target {
+        let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
+        command.env(variable, "rust-lld").args(["--target", target]);
+    }
+    command
+}
+
 fn path_with_tools(workspace: &Workspace) -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let tools = workspace.tools().join("bin");

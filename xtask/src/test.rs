@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     Scope, fuzz, gaps,
-    run::{cargo, read, run as run_command, tee},
+    run::{cargo, cargo_for, read, run as run_command, tee},
     setup,
     workspace::Workspace,
 };
@@ -47,7 +47,7 @@ pub fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
 pub fn run_tests(workspace: &Workspace, scope: Scope, filters: &[String], out: &mut impl Write) -> Result<Ran> {
     setup::run(workspace, scope)?;
     if scope.has_kernel() {
-        build_agents(workspace)?;
+        build_agents(workspace, None)?;
     }
     let mut command = cargo(workspace);
     command.args(["test", "--no-fail-fast"]);
@@ -73,18 +73,32 @@ pub fn run_tests(workspace: &Workspace, scope: Scope, filters: &[String], out: &
     Ok(Ran { lines, passed })
 }
 
-/// Builds what the tests start: cargo builds no program of a package that it only imports. The usual agent
-/// last, so that it has its name.
+/// Builds what the tests start, for a target or this machine: cargo builds no program of a package that it only imports.
+/// The usual agent last, so that it has its name.
 ///
 /// # Errors
 ///
 /// They cannot be built.
-pub fn build_agents(workspace: &Workspace) -> Result<()> {
-    let build = ["build", "--package", "eastwall", "--bins"];
-    run_command(cargo(workspace).args(build).args(["--features", "kernel-log"]))?;
-    let programs = workspace.target.join("debug");
+pub fn build_agents(workspace: &Workspace, target: Option<&str>) -> Result<()> {
+    run_command(agent(workspace, target).args(["--features", "kernel-log"]))?;
+    let programs = workspace.target.join(target.unwrap_or_default()).join("debug");
     fs::copy(programs.join("eastwall"), programs.join("eastwall-kernel-log")).context("keep the agent with a log")?;
-    run_command(cargo(workspace).args(build))
+    build_agent(workspace, target)
+}
+
+/// Builds the usual agent for a target or this machine.
+///
+/// # Errors
+///
+/// It cannot be built.
+pub fn build_agent(workspace: &Workspace, target: Option<&str>) -> Result<()> {
+    run_command(&mut agent(workspace, target))
+}
+
+fn agent(workspace: &Workspace, target: Option<&str>) -> Command {
+    let mut build = cargo_for(workspace, "build", target);
+    build.args(["--package", "eastwall", "--bins"]);
+    build
 }
 
 /// Lets cargo build as the user and start the test programs as root.

@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     Scope,
-    vm::{VIRTIOFSD, has_kvm},
+    vm::{Arch, VIRTIOFSD, has_kvm},
     workspace::Workspace,
 };
 
@@ -27,6 +27,9 @@ const KERNEL_TEST_PACKAGES: &[&str] = &["dnsmasq-base", "iproute2", "nftables", 
 
 /// Debian packages that a machine with another kernel takes: emulator, first programs, modules, and what unpacks kernels.
 const VM_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "xz-utils", "zstd"];
+
+/// The same for a guest of arm64; its first programs come with its files.
+const VM_ARM64_PACKAGES: &[&str] = &["qemu-system-arm", "kmod", "xz-utils", "zstd"];
 
 /// Debian packages of the demo: the services of a small shop, and their clients.
 const DEMO_PACKAGES: &[&str] =
@@ -96,17 +99,30 @@ pub fn demo(workspace: &Workspace) -> Result<()> {
 /// # Errors
 ///
 /// As [`run`].
-pub fn vm(workspace: &Workspace) -> Result<()> {
+pub fn vm(workspace: &Workspace, arch: Arch) -> Result<()> {
     let mut report = Report::default();
     report.check("disk", machine::disk(&workspace.target));
     report.check("processor", machine::amd64());
     report.check("root", machine::only_root());
-    report.packages(VM_PACKAGES);
+    report.packages(match arch {
+        Arch::Amd64 => VM_PACKAGES,
+        Arch::Arm64 | Arch::Arm64With16k => VM_ARM64_PACKAGES,
+    });
+    if let Some(target) = arch.target() {
+        report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
+        report.install("target", rustup::ABOUT, |progress| rustup::install_target(workspace, target, progress));
+        report.tool(workspace, &tools::BPF_LINKER);
+    }
     // Debian 12 has it in a package of QEMU's.
     if !VIRTIOFSD.iter().any(|path| Path::new(path).exists()) {
         report.packages(&["virtiofsd"]);
     }
-    report.check("KVM", Ok(if has_kvm() { "yes" } else { "no, so the machine is emulated" }.to_owned()));
+    let kvm = match arch {
+        Arch::Amd64 if has_kvm() => "yes",
+        Arch::Amd64 => "no, so the machine is emulated",
+        Arch::Arm64 | Arch::Arm64With16k => "not for arm64, so the machine is emulated",
+    };
+    report.check("KVM", Ok(kvm.to_owned()));
     report.finish()
 }
 

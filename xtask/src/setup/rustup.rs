@@ -1,5 +1,5 @@
 //! The pinned toolchain's components: clippy, rustfmt, and the source of `core`, which the kernel
-//! programs are built from.
+//! programs are built from; and the standard library for other processors.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,8 +24,7 @@ pub const ABOUT: &str = "about 10 s";
 /// rustup cannot fetch one, and for the source of `core` Debian has no package of this version.
 pub fn install(workspace: &Workspace, progress: Progress<'_>) -> Found {
     let version = &workspace.toolchain;
-    let sysroot =
-        PathBuf::from(read(Command::new("rustc").current_dir(&workspace.root).args(["--print", "sysroot"]))?.trim());
+    let sysroot = sysroot(workspace)?;
     let missing: Vec<_> = COMPONENTS.iter().filter(|component| !component.is_in(&sysroot)).collect();
     if !missing.is_empty() {
         let names = missing.iter().map(|component| component.name).collect::<Vec<_>>();
@@ -43,6 +42,30 @@ pub fn install(workspace: &Workspace, progress: Progress<'_>) -> Found {
         }
     }
     Ok(format!("{version} with clippy, rustfmt, rust-src"))
+}
+
+/// Adds the standard library for a target if it is missing.
+///
+/// # Errors
+///
+/// rustup cannot fetch it.
+pub fn install_target(workspace: &Workspace, target: &str, progress: Progress<'_>) -> Found {
+    let version = &workspace.toolchain;
+    let library = sysroot(workspace)?.join("lib/rustlib").join(target).join("lib");
+    if !library.exists() {
+        progress(target);
+        run(Command::new("rustup").args(["target", "add", "--toolchain", version, target]))
+            .context("check the network, then run this again")?;
+        if !library.exists() {
+            bail!("{} is still missing; is `rustc` the one of rustup's toolchain {version}?", library.display());
+        }
+    }
+    Ok(target.to_owned())
+}
+
+fn sysroot(workspace: &Workspace) -> Result<PathBuf> {
+    let path = read(Command::new("rustc").current_dir(&workspace.root).args(["--print", "sysroot"]))?;
+    Ok(PathBuf::from(path.trim()))
 }
 
 struct Component {

@@ -13,7 +13,11 @@ use anyhow::{Context as _, Result};
 const PACKINGS: [(&[u8], &str); 4] =
     [(b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"\x1f\x8b\x08", "gzip"), (b"\x02\x21\x4c\x18", "lz4")];
 
-const ELF: &[u8] = b"\x7fELF";
+/// What a kernel that QEMU boots without unpacking has, and where: ELF of amd64, and the header of arm64.
+const KERNELS: [(usize, &[u8]); 2] = [(0, b"\x7fELF"), (56, b"ARM\x64")];
+
+/// The length of a head by which a kernel is known, bytes.
+const HEAD: usize = 64;
 
 /// Writes the kernel in `packed` to `image`; as it is, if it is packed in another way.
 ///
@@ -22,7 +26,9 @@ const ELF: &[u8] = b"\x7fELF";
 /// A file cannot be read or written.
 pub fn unpack(packed: &Path, image: &Path) -> Result<()> {
     let bytes = fs::read(packed).with_context(|| format!("read {}", packed.display()))?;
-    for (magic, program) in PACKINGS {
+    // One that is not packed may have packed data inside.
+    let packings = if is_kernel(&bytes) { &[] } else { &PACKINGS[..] };
+    for (magic, program) in packings {
         for at in offsets(&bytes, magic) {
             if unpack_at(packed, at, program, image).is_some() {
                 return Ok(());
@@ -49,9 +55,13 @@ fn unpack_at(packed: &Path, at: u64, program: &str, image: &Path) -> Option<()> 
         .stderr(Stdio::null())
         .status()
         .ok()?;
-    let mut head = [0; 4];
+    let mut head = [0; HEAD];
     File::open(image).ok()?.read_exact(&mut head).ok()?;
-    (head == ELF).then_some(())
+    is_kernel(&head).then_some(())
+}
+
+fn is_kernel(bytes: &[u8]) -> bool {
+    KERNELS.iter().any(|(at, magic)| bytes.get(*at..).is_some_and(|rest| rest.starts_with(magic)))
 }
 
 #[cfg(test)]
@@ -62,5 +72,16 @@ mod tests {
     fn every_place_where_packed_data_may_begin_is_found() {
         assert_eq!(offsets(b"--\x1f\x8b\x08--\x1f\x8b\x08", b"\x1f\x8b\x08"), [2, 7]);
         assert_eq!(offsets(b"\x1f", b"\x1f\x8b\x08"), [0_u64; 0]);
+    }
+
+    #[test]
+    fn a_kernel_is_known_by_its_head_and_one_that_unpacks_itself_is_none() {
+        let mut arm = [0; HEAD];
+        arm[..2].copy_from_slice(b"MZ");
+        assert!(!is_kernel(&arm));
+        arm[56..60].copy_from_slice(b"ARM\x64");
+        assert!(is_kernel(&arm));
+        assert!(is_kernel(b"\x7fELF\x02\x01"));
+        assert!(!is_kernel(b"MZ"));
     }
 }

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
-# The first process of the guest: puts the host's root under a layer of memory and goes on there.
-# `values` sets RELEASE, MODULES (a directory of the host) and SEARCH (its PATH).
+# The first process of the guest: puts a directory of the host's, its root or another, under a layer of memory and goes
+# on there. `values` sets RELEASE, MODULES and ROOT (directories of the host) and SEARCH (the PATH); `shared` names more
+# directories of the host, a line each, that the guest has under the same names.
 export PATH=/bin
 /bin/busybox --install -s /bin
 . /values
@@ -34,7 +35,7 @@ fail() {
 mount -t virtiofs -o ro host /host || fail "cannot mount the host's root"
 mount -t tmpfs -o size=75% layer /layer
 mkdir /layer/upper /layer/work /layer/root
-mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /layer/root ||
+mount -t overlay -o "lowerdir=/host$ROOT,upperdir=/layer/upper,workdir=/layer/work" overlay /layer/root ||
   fail "cannot put a layer over the host's root"
 R=/layer/root
 mkdir -p $R/proc $R/sys $R/dev $R/run
@@ -50,6 +51,10 @@ mount -t bpf bpf $R/sys/fs/bpf
 mount -t debugfs debugfs $R/sys/kernel/debug 2>/dev/null
 mount -t tracefs tracefs $R/sys/kernel/tracing 2>/dev/null
 mount --bind "/host$MODULES" "$R/lib/modules/$RELEASE"
+while read -r directory; do
+  mkdir -p "$R$directory"
+  mount --bind "/host$directory" "$R$directory" || fail "cannot share $directory"
+done < /shared
 ifconfig lo 127.0.0.1 up
 
 mkdir $R/run/vm

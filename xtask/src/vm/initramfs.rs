@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::kernels::Kernel;
+use super::{files::Files, kernels::Kernel, quote};
 use crate::run::read;
 
 /// What the first process is.
@@ -57,12 +57,13 @@ impl Archive {
 /// # Errors
 ///
 /// busybox or a module cannot be read.
-pub fn build(kernel: &Kernel, values: &str, command: &str) -> Result<Vec<u8>> {
+pub fn build(kernel: &Kernel, files: &Files, command: &str) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["bin", "modules"] {
         archive.add(directory, DIRECTORY, &[])?;
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new).into_iter().find(|path| path.exists());
+    let busybox =
+        ["bin/busybox", "usr/bin/busybox"].map(|path| files.root.join(path)).into_iter().find(|path| path.exists());
     let busybox = fs::read(busybox.context("busybox is missing")?).context("read busybox")?;
     archive.add("bin/busybox", PROGRAM, &busybox)?;
     let mut order = String::new();
@@ -72,9 +73,23 @@ pub fn build(kernel: &Kernel, values: &str, command: &str) -> Result<Vec<u8>> {
     }
     archive.add("modules/order", PROGRAM, order.as_bytes())?;
     archive.add("init", PROGRAM, INIT.as_bytes())?;
-    archive.add("values", PROGRAM, values.as_bytes())?;
+    archive.add("values", PROGRAM, values(kernel, files).as_bytes())?;
+    let shared: String = files.shared.iter().map(|path| format!("{}\n", path.display())).collect();
+    archive.add("shared", PROGRAM, shared.as_bytes())?;
     archive.add("command", PROGRAM, command.as_bytes())?;
     archive.finish()
+}
+
+/// What the first process has to know, as sh(1) reads it.
+fn values(kernel: &Kernel, files: &Files) -> String {
+    let root = files.root.display().to_string();
+    let values = [
+        ("RELEASE", kernel.release.as_str()),
+        ("MODULES", &kernel.modules.display().to_string()),
+        ("ROOT", root.trim_end_matches('/')),
+        ("SEARCH", &files.search),
+    ];
+    values.iter().map(|(name, value)| format!("{name}={}\n", quote(value))).collect()
 }
 
 /// The modules to load, in order, unpacked.

@@ -4,25 +4,21 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
-use super::image;
-use crate::run::{read, run};
-
-/// The small flavour: it has what virtual machines need, and all that eastwall asks for.
-const FLAVOUR: &str = "cloud-amd64";
-
-/// Where Debian signs its lists with.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// How long an answer of the mirror's is believed.
-const FRESH: Duration = Duration::from_hours(12);
+use super::{
+    apt::{Apt, extract, is_fresh},
+    arch::Arch,
+    image,
+};
+use crate::run::read;
 
 /// A kernel that is ready to boot.
 pub struct Kernel {
+    /// What it is for.
+    pub arch: Arch,
     /// As `uname -r` prints it.
     pub release: String,
     /// What QEMU boots.
@@ -35,13 +31,16 @@ pub struct Kernel {
 
 /// The kernels that were fetched, and the lists they were chosen from.
 pub struct Kernels {
+    arch: Arch,
     directory: PathBuf,
+    apt: Apt,
 }
 
 impl Kernels {
-    /// Those under `directory`, which is made when something is kept.
-    pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
+    /// Those of a processor under `directory`, which is made when something is kept.
+    pub fn new(arch: Arch, directory: PathBuf) -> Self {
+        let apt = Apt::new(arch, &directory);
+        Self { arch, directory, apt }
     }
 
     /// Returns the versions that Debian has, oldest first.
@@ -50,8 +49,9 @@ impl Kernels {
     ///
     /// The lists cannot be fetched.
     pub fn list(&self) -> Result<Vec<String>> {
-        let names = read(self.apt("apt-cache")?.args(["pkgnames", "linux-image-"]))?;
-        let mut versions: Vec<String> = names.lines().filter_map(version_of).map(str::to_owned).collect();
+        let names = read(self.apt.command("apt-cache")?.args(["pkgnames", "linux-image-"]))?;
+        let versions = names.lines().filter_map(|name| version_of(name, self.arch));
+        let mut versions: Vec<String> = versions.map(str::to_owned).collect();
         versions.sort_by_key(|version| numbers(version));
         Ok(versions)
     }
@@ -71,7 +71,7 @@ impl Kernels {
         let release = fs::read_to_string(place.join("release")).context("read the release of a kernel")?;
         let modules = place.join("lib/modules").join(&release);
         let image = place.join("image");
-        Ok(Kernel { release, image, modules, root: place })
+        Ok(Kernel { arch: self.arch, release, image, modules, root: place })
     }
 
     /// Returns a version. An answer of the last hours is not asked for again.
@@ -85,7 +85,8 @@ impl Kernels {
         }
         let versions = self.list()?;
         let Some(version) = versions.iter().rfind(|version| matches(version, wanted)) else {
-            bail!("Debian has no kernel {wanted}; `cargo xtask vm --list` names those it has");
+            let arch = self.arch.name();
+            bail!("Debian has no kernel {wanted} for {arch}; `cargo xtask vm --list --arch {arch}` names those it has");
         };
         fs::write(&choice, version).with_context(|| format!("write {}", choice.display()))?;
         Ok(version.clone())
@@ -97,14 +98,13 @@ impl Kernels {
         let _ = fs::remove_dir_all(&work);
         let (debs, tree) = (work.join("debs"), work.join("tree"));
         fs::create_dir_all(&debs).context("make a directory for packages")?;
-        let of = |part: &str| format!("linux-{part}-{version}-{FLAVOUR}");
+        let of = |part: &str| format!("linux-{part}-{version}-{}", self.arch.flavour());
         // From 7.0 on Debian splits the package.
-        let is_split = read(self.apt("apt-cache")?.args(["show", &of("modules")])).is_ok_and(|text| !text.is_empty());
+        let is_split =
+            read(self.apt.command("apt-cache")?.args(["show", &of("modules")])).is_ok_and(|text| !text.is_empty());
         let parts: &[&str] = if is_split { &["binary", "modules", "base"] } else { &["image"] };
-        read(self.apt("apt-get")?.current_dir(&debs).arg("download").args(parts.iter().map(|part| of(part))))?;
-        for deb in fs::read_dir(&debs).context("list packages")? {
-            read(Command::new("dpkg-deb").arg("--extract").arg(deb?.path()).arg(&tree))?;
-        }
+        read(self.apt.command("apt-get")?.current_dir(&debs).arg("download").args(parts.iter().map(|part| of(part))))?;
+        extract(&debs, &tree)?;
         // Some packages have their files below /usr, where the system has merged the two.
         let lib = [tree.join("usr/lib/modules"), tree.join("lib/modules")];
         let modules = lib.iter().find(|path| path.exists()).context("the package has no modules")?;
@@ -123,65 +123,11 @@ impl Kernels {
         fs::rename(&part, place).with_context(|| format!("make {}", place.display()))?;
         fs::remove_dir_all(&work).context("remove packages")
     }
-
-    /// Returns apt with lists of its own: those of the machine stay as they are.
-    fn apt(&self, program: &str) -> Result<Command> {
-        let directory = self.directory.join("apt");
-        let sources = directory.join("sources.list");
-        let mut command = Command::new(program);
-        command.arg("--quiet=2");
-        let path = |name: &str| directory.join(name).display().to_string();
-        for (option, value) in [
-            ("Dir::State", path("state")),
-            ("Dir::State::status", "/dev/null".to_owned()),
-            ("Dir::Cache", path("cache")),
-            ("Dir::Etc::sourcelist", sources.display().to_string()),
-            ("Dir::Etc::sourceparts", "/dev/null".to_owned()),
-            ("Dir::Etc::preferencesparts", "/dev/null".to_owned()),
-            ("APT::Architecture", "amd64".to_owned()),
-            ("APT::Architectures", "amd64".to_owned()),
-            ("APT::Sandbox::User", "root".to_owned()),
-            ("Acquire::Languages", "none".to_owned()),
-        ] {
-            command.args(["--option", &format!("{option}={value}")]);
-        }
-        if !is_fresh(&sources) {
-            for part in ["state/lists/partial", "cache/archives/partial"] {
-                fs::create_dir_all(directory.join(part)).context("make directories for apt")?;
-            }
-            let aside = directory.join("sources.new");
-            fs::write(&aside, sources_of_this_machine()?).context("write the sources of kernels")?;
-            eprintln!("  get   lists of Debian's kernels (about 10 s)");
-            let mut update = Command::new("apt-get");
-            update.args(command.get_args());
-            update.arg("--option").arg(format!("Dir::Etc::sourcelist={}", aside.display())).arg("update");
-            run(&mut update).context("fetch the lists of Debian's kernels: check the network")?;
-            fs::rename(&aside, &sources).context("keep the sources of kernels")?;
-        }
-        Ok(command)
-    }
 }
 
-/// Takes the mirrors of the machine's own apt, and names the suites with kernels of the last years.
-fn sources_of_this_machine() -> Result<String> {
-    let uris = read(Command::new("apt-get").args(["--print-uris", "update"]))?;
-    let mut hosts: Vec<&str> =
-        uris.lines().filter_map(|line| line.strip_prefix('\'')?.split("/dists/").next()).collect();
-    hosts.dedup();
-    let security = hosts.iter().find(|host| host.contains("security"));
-    let main = hosts.iter().find(|host| host.trim_end_matches('/').ends_with("/debian") && !host.contains("security"));
-    let (Some(security), Some(main)) = (security, main) else {
-        bail!("apt of this machine has no source of Debian and of its security updates: add them, as Debian has them");
-    };
-    ensure!(Path::new(KEYRING).exists(), "{KEYRING} is missing: apt-get install debian-archive-keyring");
-    let line = |host: &str, suite: &str| format!("deb [signed-by={KEYRING}] {host} {suite} main\n");
-    let suites = ["bullseye-security", "bookworm-security", "trixie-security"].map(|suite| line(security, suite));
-    Ok(suites.concat() + &line(main, "trixie-backports"))
-}
-
-/// The version in the name of a package, if it is a usual kernel of this flavour.
-fn version_of(package: &str) -> Option<&str> {
-    let version = package.strip_prefix("linux-image-")?.strip_suffix(FLAVOUR)?.strip_suffix('-')?;
+/// The version in the name of a package, if it is a usual kernel of the flavour.
+fn version_of(package: &str, arch: Arch) -> Option<&str> {
+    let version = package.strip_prefix("linux-image-")?.strip_suffix(arch.flavour())?.strip_suffix('-')?;
     let is_usual = version.starts_with(|c: char| c.is_ascii_digit())
         && !version.contains("rt")
         // Kernels of one release, built again for the release before.
@@ -200,11 +146,6 @@ fn numbers(version: &str) -> Vec<u64> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-fn is_fresh(path: &Path) -> bool {
-    let age = fs::metadata(path).and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
-    age.is_some_and(|age| age < FRESH)
-}
-
 fn only_entry(directory: &Path) -> Result<String> {
     let entry = fs::read_dir(directory).ok().and_then(|mut entries| entries.next()).context("the package is empty")?;
     Ok(entry?.file_name().to_string_lossy().into_owned())
@@ -216,16 +157,20 @@ mod tests {
 
     #[test]
     fn only_usual_kernels_of_the_flavour_are_kernels() {
-        assert_eq!(version_of("linux-image-6.1.0-56-cloud-amd64"), Some("6.1.0-56"));
-        assert_eq!(version_of("linux-image-6.12.118+deb13-cloud-amd64"), Some("6.12.118+deb13"));
+        assert_eq!(version_of("linux-image-6.1.0-56-cloud-amd64", Arch::Amd64), Some("6.1.0-56"));
+        assert_eq!(version_of("linux-image-6.12.118+deb13-cloud-amd64", Arch::Amd64), Some("6.12.118+deb13"));
+        assert_eq!(version_of("linux-image-6.1.0-56-cloud-arm64", Arch::Arm64), Some("6.1.0-56"));
+        assert_eq!(version_of("linux-image-6.12.118+deb13-arm64-16k", Arch::Arm64With16k), Some("6.12.118+deb13"));
         for other in [
             "linux-image-6.1.0-56-amd64",
             "linux-image-6.1.0-0.deb11.5-cloud-amd64",
             "linux-image-cloud-amd64",
             "linux-image-6.1.0-56-rt-cloud-amd64",
             "linux-headers-6.1.0-56-cloud-amd64",
+            "linux-image-6.1.0-56-cloud-arm64",
+            "linux-image-6.1.0-56-cloud-arm64-unsigned",
         ] {
-            assert_eq!(version_of(other), None, "{other}");
+            assert_eq!(version_of(other, Arch::Amd64), None, "{other}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The machine: QEMU, with the host's root behind a socket of virtiofsd.
+//! The machine: QEMU, with the host's files behind a socket of virtiofsd.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{initramfs, kernels::Kernel};
+use super::{files::Files, initramfs, kernels::Kernel};
 
 /// Where Debian 12 has virtiofsd, and where later releases have it.
 pub const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
@@ -54,6 +54,7 @@ pub fn has_kvm() -> bool {
 /// The machine does not start, or dies without a status.
 pub fn run(
     kernel: &Kernel,
+    files: &Files,
     command: &str,
     size: Size,
     limit: Duration,
@@ -61,12 +62,10 @@ pub fn run(
     take: impl FnMut(&str) + Send,
 ) -> Result<Ended> {
     let place = Place::make(directory)?;
-    let path = std::env::var("PATH").unwrap_or_default();
-    let values = format!("RELEASE='{}'\nMODULES='{}'\nSEARCH='{path}'\n", kernel.release, kernel.modules.display());
-    fs::write(place.0.join("initramfs"), initramfs::build(kernel, &values, command)?).context("write initramfs")?;
+    fs::write(place.0.join("initramfs"), initramfs::build(kernel, files, command)?).context("write initramfs")?;
     fs::write(place.0.join("status"), "").context("make a file for the status")?;
     let _files = share_root(&place)?;
-    let mut child = Running::start(qemu(kernel, size, &place), "qemu-system-x86_64")?;
+    let mut child = Running::start(qemu(kernel, size, &place), kernel.arch.qemu())?;
     let output = child.0.stdout.take().context("QEMU has no output")?;
     let ended = thread::scope(|scope| {
         let reader = scope.spawn(move || read_lines(BufReader::new(output), take));
@@ -130,14 +129,15 @@ fn share_root(place: &Place) -> Result<Running> {
 fn qemu(kernel: &Kernel, size: Size, place: &Place) -> Command {
     let file = |name: &str| place.0.join(name).display().to_string();
     let memory = size.memory;
-    let mut qemu = bound_to_us("qemu-system-x86_64");
+    let mut qemu = bound_to_us(kernel.arch.qemu());
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    if has_kvm() {
-        qemu.args(["-accel", "kvm", "-cpu", "host"]);
+    if kernel.arch.is_emulated() {
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", kernel.arch.cpu()]);
     } else {
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
+        qemu.args(["-accel", "kvm", "-cpu", "host"]);
     }
-    qemu.args(["-machine", "pc,usb=off,vmport=off,memory-backend=memory"]);
+    let board = kernel.arch.board();
+    qemu.args(["-machine", &format!("{},memory-backend=memory", board.machine)]);
     qemu.args(["-smp", &size.cpus.to_string(), "-m", &memory.to_string()]);
     qemu.args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
     qemu.args(["-chardev", &format!("socket,id=files,path={}", file("files"))]);
@@ -149,11 +149,8 @@ fn qemu(kernel: &Kernel, size: Size, place: &Place) -> Command {
     qemu.args(["-device", "virtserialport,chardev=status,name=status"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(file("initramfs"));
     // Randomness of addresses and mitigations only make an emulated machine slower.
-    qemu.args([
-        "-append",
-        "console=ttyS0 quiet loglevel=3 panic=-1 oops=panic random.trust_cpu=on nokaslr mitigations=off tsc=reliable \
-         no_timer_check net.ifnames=0",
-    ]);
+    let common = "quiet loglevel=3 panic=-1 oops=panic random.trust_cpu=on nokaslr mitigations=off net.ifnames=0";
+    qemu.args(["-append", &format!("{common} {}", board.parameters)]);
     qemu.stdout(Stdio::piped());
     qemu
 }

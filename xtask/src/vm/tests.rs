@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use cargo_metadata::{Message, TargetKind};
 
-use super::{machine, outcome::Report, quote};
-use crate::{run::cargo, test, workspace::Workspace};
+use super::{arch::Arch, outcome::Report, quote};
+use crate::{run::cargo_for, test, workspace::Workspace};
 
 /// Bounds on time in tests are multiplied by it where the machine is emulated.
 const EMULATED_TIMES: &str = "12";
@@ -30,13 +30,13 @@ struct TestFile {
 /// # Errors
 ///
 /// They cannot be built, or there is none such.
-pub fn script(workspace: &Workspace, wanted: &[String], limit: Duration) -> Result<(String, usize)> {
-    test::build_agents(workspace)?;
-    let files = chosen(&programs(workspace)?, wanted)?;
+pub fn script(workspace: &Workspace, arch: Arch, wanted: &[String], limit: Duration) -> Result<(String, usize)> {
+    test::build_agents(workspace, arch.target())?;
+    let files = chosen(&programs(workspace, arch)?, wanted)?;
     let mut script = String::new();
     let root = quote(&workspace.root.display().to_string());
     writeln!(script, "cd {root}").context("write a script")?;
-    if !machine::has_kvm() {
+    if arch.is_emulated() {
         writeln!(script, "export EASTWALL_SLOW={EMULATED_TIMES}").context("write a script")?;
     }
     for TestFile { name, program, filter } in &files {
@@ -60,9 +60,9 @@ pub fn tell(kernel: &str, report: &Report) -> Result<ExitCode> {
 }
 
 /// Builds the tests with kernel programs; returns their names and programs.
-fn programs(workspace: &Workspace) -> Result<Vec<(String, String)>> {
-    let mut command = cargo(workspace);
-    command.args(["test", "--package", "tests", "--tests", "--no-run", "--message-format", "json-render-diagnostics"]);
+fn programs(workspace: &Workspace, arch: Arch) -> Result<Vec<(String, String)>> {
+    let mut command = cargo_for(workspace, "test", arch.target());
+    command.args(["--package", "tests", "--tests", "--no-run", "--message-format", "json-render-diagnostics"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;
     let mut programs = Vec::new();
