@@ -220,7 +220,7 @@ pub fn flood(net: &Routed, what: &str, work: impl FnOnce()) {
         thread::sleep(Duration::from_micros(200));
     };
     let mut witness = Witness::new(&net.db.net, &denied);
-    witness.during(&[&flood], || work());
+    witness.during(&[&flood], work);
     for (receiver, _) in receivers {
         let received = net.db.actor.receive_for(receiver, 1, BRIEF);
         assert_eq!(received, Ok(vec![]), "{what}: a socket got a payload");
