@@ -296,6 +296,25 @@ fn g51_by_a_device_without_programs_sockets_send_what_they_may_and_no_more() {
     // Its end is in no network of the host's.
     let names: Vec<String> = devices(&agent).into_iter().map(|(device, ..)| device).collect();
     assert_eq!(names, ["to-db", "to-web"]);
+    // Nor is another workload's, which has no device but such a share.
+    let (other, lonely) = (net.lab.cgroup().child("other"), NetNs::new());
+    let _actor = net.lab.actor(&other, &lonely);
+    net.host.ip(&format!("link add share1 link up0 netns {} type macvlan mode bridge", path_of(&lonely)));
+    let is_told = |agent: &Agent, who: &str, device: &str| {
+        let said = format!("`{who}` also has `{device}` (macvlan) in its network");
+        agent.status().problems.iter().any(|problem| problem.contains(&said))
+    };
+    let wait = |what: &str, holds: &dyn Fn() -> bool| {
+        let end = Instant::now() + LONG;
+        while !holds() {
+            assert!(Instant::now() < end, "{what}: {:#?}", agent.status().problems);
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait("both are told", &|| is_told(&agent, "web", "share0") && is_told(&agent, "other", "share1"));
+    net.web.net.ip("link delete share0");
+    lonely.ip("link delete share1");
+    wait("nothing is left to tell", &|| agent.status().problems.is_empty());
 }
 
 #[test]

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use agent_common::layout::hardware;
 use eastwall::sources::{
     devices::{Devices, DevicesError, Link},
     netns,
@@ -97,15 +96,32 @@ fn a_device_is_listed_with_its_kind_its_controller_and_the_namespace_behind_it()
     let kind = Some("veth".to_owned());
     let found = place.link("to-other").unwrap();
     let (peer, address) = (found.peer, found.address);
-    let expected = Link { index, name: "to-other".into(), kind, peer_netns: nsid, controller: None, peer, address };
+    let expected = Link {
+        index,
+        name: "to-other".into(),
+        kind,
+        is_loopback: false,
+        peer_netns: nsid,
+        controller: None,
+        peer,
+        address,
+    };
     assert_eq!(link, expected);
 
     // A workload may give its device another address, and that is the one it has.
     for last in [8, 9] {
         place.other.ip(&format!("link set eth0 address 02:00:00:00:00:0{last}"));
-        let there = place.devices.hardware(nsid.unwrap()).unwrap();
-        assert_eq!(there.get(&peer.unwrap()), Some(&hardware([2, 0, 0, 0, 0, last])), "{there:?}");
+        let there = place.devices.links_in(nsid.unwrap()).unwrap();
+        let end = there.iter().find(|link| Some(link.index) == peer).unwrap();
+        assert_eq!((end.address, end.peer_netns.is_some()), (Some([2, 0, 0, 0, 0, last]), true), "{there:?}");
+        assert!(there.iter().any(|link| link.name == "lo" && link.is_loopback), "{there:?}");
     }
+    // One that nothing leads to is given a number when it is asked for.
+    let alone = NetNs::new();
+    assert_eq!(place.nsid(&alone), None);
+    let given = place.devices.give_nsid(alone.as_fd()).unwrap();
+    assert!(given.is_some() && given == place.nsid(&alone));
+    assert_eq!(place.devices.give_nsid(alone.as_fd()).unwrap(), given);
 
     place.host.ip("link add br0 type bridge");
     place.host.ip("link set to-other master br0");
@@ -114,6 +130,7 @@ fn a_device_is_listed_with_its_kind_its_controller_and_the_namespace_behind_it()
     assert_eq!(place.link("to-other").unwrap().controller, Some(bridge.index));
     let loopback = place.link("lo").unwrap();
     assert_eq!((loopback.kind, loopback.peer_netns, loopback.controller), (None, None, None));
+    assert!(loopback.is_loopback);
 
     // Both ends here: no namespace is behind either.
     place.host.ip("link add near type veth peer name far");

@@ -11,7 +11,7 @@ use std::{
 
 use agent_common::{
     id::IdentityId,
-    layout::{PrefixKey, ident_flags},
+    layout::{PrefixKey, hardware, ident_flags},
 };
 use anyhow::{Context as _, Result};
 use tracing::info;
@@ -22,7 +22,7 @@ use crate::{
     control::wire::GuardedDevice,
     datapath::{self, DatapathError},
     events::escape::escape,
-    identity::devices::{Device, Known, Network, Owned, Owners, owners},
+    identity::devices::{Device, Inside, Known, Network, Owned, Owners, owners, ways_out},
     policy::{ask::octets, map_state::MapState, names},
     sources::{
         devices::{Devices, DevicesError, Link},
@@ -178,7 +178,15 @@ impl Core {
 
     /// Brings the kernel side there; returns what went wrong, which is tried again.
     fn own(&mut self, wanted: Owners) -> Result<Vec<String>> {
-        let Owners { devices, addresses, unclaimed, mut problems } = wanted;
+        let Owners { devices, addresses, unclaimed, open, mut problems } = wanted;
+        problems.extend(open.iter().map(|(cgroup, devices)| {
+            format!(
+                "{} also has {} in its network, where no program of eastwall's is: what leaves or enters there by no \
+                 socket is judged by nobody",
+                self.who_lives_there(*cgroup),
+                devices.join(", ")
+            )
+        }));
         let (known, mut changes) = (problems.len(), 0);
         let Self { datapath, watch, .. } = self;
         let mut did = |result: Result<(), DatapathError>, what: &str, name: &str| {
@@ -280,6 +288,14 @@ impl Core {
         Ok(state)
     }
 
+    fn who_lives_there(&self, cgroup: u64) -> String {
+        let id = self.labels.cgroups.get(&cgroup).map(|slot| slot.id);
+        match id.and_then(|id| self.labels.names.get(&id)) {
+            Some(name) => format!("`{}`", name.short),
+            None => "a network of several workloads".to_owned(),
+        }
+    }
+
     /// Who has which address, for what is decided outside of the kernel.
     pub(super) fn named_addresses(&self) -> BTreeMap<[u8; 16], IdentityId> {
         let id = |cgroup: &u64| {
@@ -304,24 +320,35 @@ fn look(source: &Devices, roster: &Roster) -> Result<View> {
     let mut devices: Vec<Device> = links.into_iter().filter_map(device).collect();
     let wanted: BTreeSet<i32> = devices.iter().map(|device| device.netns).collect();
     let (mut networks, mut unread): (BTreeMap<i32, Network>, _) = (BTreeMap::new(), Vec::new());
-    if wanted.is_empty() {
-        return Ok(View { devices, networks, unread });
-    }
     // Of several of one path, all but the last are removed.
     let ids: HashMap<&str, u64> = roster.nodes().map(|node| (node.path.as_str(), node.id)).collect();
     for inhabited in netns::others().context("list the network namespaces")? {
-        let Some(netns) = source.nsid(inhabited.netns.as_fd())?.filter(|id| wanted.contains(id)) else { continue };
-        let here = inhabited.cgroups.iter().filter_map(|path| ids.get(path.as_str()));
+        let here = inhabited.cgroups.iter().filter_map(|path| ids.get(path.as_str())).copied();
+        let here: Vec<u64> = here.collect();
+        // Where no device of the host leads, nothing gave it an id.
+        let netns = inhabited.netns.as_fd();
+        let id = match if here.is_empty() { source.nsid(netns) } else { source.give_nsid(netns) } {
+            Ok(id) => id,
+            Err(e) => {
+                unread.push(format!("the network of a workload is not looked at: {:#}", anyhow::Error::from(e)));
+                continue;
+            }
+        };
+        let Some(netns) = id.filter(|id| wanted.contains(id) || !here.is_empty()) else { continue };
         networks.entry(netns).or_default().cgroups.extend(here);
     }
-    for netns in wanted {
-        match source.hardware(netns).and_then(|hardware| Ok((hardware, addresses(source, netns)?))) {
-            Ok((hardware, addresses)) => {
-                networks.entry(netns).or_default().addresses = addresses;
+    for netns in wanted.iter().chain(networks.keys()).copied().collect::<BTreeSet<i32>>() {
+        match source.links_in(netns).and_then(|links| Ok((links, addresses(source, netns)?))) {
+            Ok((links, addresses)) => {
+                let mut guarded = BTreeSet::new();
                 for device in devices.iter_mut().filter(|device| device.netns == netns) {
-                    let there = peers.get(&device.index).and_then(|peer| hardware.get(peer));
-                    device.hardware = there.copied().unwrap_or(0);
+                    let there = peers.get(&device.index).and_then(|peer| links.iter().find(|link| link.index == *peer));
+                    device.hardware = there.and_then(|link| link.address).map_or(0, hardware);
+                    guarded.extend(there.map(|link| link.index));
                 }
+                let network = networks.entry(netns).or_default();
+                network.addresses = addresses;
+                network.ways_out = ways_out(&links.into_iter().map(inside).collect::<Vec<_>>(), &guarded);
             }
             // It is gone, and so are its devices.
             Err(DevicesError::NoNamespace { .. }) => {}
@@ -343,6 +370,17 @@ fn device(link: Link) -> Option<Device> {
     let Link { index, name, kind, peer_netns, controller, .. } = link;
     KINDS.contains(&kind?.as_str()).then_some(())?;
     Some(Device { index, name: name.to_string_lossy().into_owned(), netns: peer_netns?, controller, hardware: 0 })
+}
+
+fn inside(link: Link) -> Inside {
+    Inside {
+        index: link.index,
+        // A workload may name it.
+        name: escape(link.name.as_encoded_bytes(), NAME_CHARS_MAX).text,
+        kind: link.kind.map(|kind| escape(kind.as_bytes(), NAME_CHARS_MAX).text),
+        is_loopback: link.is_loopback,
+        leads_elsewhere: link.peer_netns.is_some(),
+    }
 }
 
 /// The reverse of [`crate::policy::ask::octets`].

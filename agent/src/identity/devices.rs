@@ -36,6 +36,35 @@ pub struct Network {
     pub cgroups: BTreeSet<u64>,
     /// Its addresses, with the device by which the host would send to them; none if it would not.
     pub addresses: Vec<(IpAddr, Option<u32>)>,
+    /// What [`ways_out`] says of its devices.
+    pub ways_out: Vec<String>,
+}
+
+/// A device in a network namespace of others.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Inside {
+    /// Its index there.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What the kernel calls its kind; none = a device of a driver.
+    pub kind: Option<String>,
+    /// It is the loopback device.
+    pub is_loopback: bool,
+    /// Another device that it is on, or that is its other end, is in another namespace.
+    pub leads_elsewhere: bool,
+}
+
+/// Names the devices of a network by which frames leave it past the programs of the host's devices, with their kinds.
+/// `guarded` are those that are the other ends of these, by index.
+#[must_use]
+pub fn ways_out(devices: &[Inside], guarded: &BTreeSet<u32>) -> Vec<String> {
+    let leads_out = |device: &&Inside| {
+        let is_way = device.kind.is_none() || device.leads_elsewhere;
+        is_way && !device.is_loopback && !guarded.contains(&device.index)
+    };
+    let said = |device: &Inside| format!("`{}` ({})", device.name, device.kind.as_deref().unwrap_or("hardware"));
+    devices.iter().filter(leads_out).map(said).collect()
 }
 
 /// Who owns what. Cgroups stand for their workload; 0 is no one workload, which is `unknown`.
@@ -47,6 +76,8 @@ pub struct Owners {
     pub addresses: BTreeMap<[u8; 16], u64>,
     /// How many devices nobody is known behind: somebody may come.
     pub unclaimed: usize,
+    /// Declared workloads whose networks have [`ways_out`]: a cgroup of each, or 0 for several, and the devices.
+    pub open: Vec<(u64, Vec<String>)>,
     /// What somebody should know, sorted.
     pub problems: Vec<String>,
 }
@@ -100,6 +131,13 @@ pub fn owners(devices: &[Device], networks: &BTreeMap<i32, Network>, known: Know
             if is_sent_here || is_link_local(address) {
                 claim(&mut owners, address, cgroup, before);
             }
+        }
+    }
+    for network in networks.values().filter(|network| !network.ways_out.is_empty()) {
+        let is_declared = |id| known.labels.get(id).is_some_and(|slot| slot.flags & ident_flags::DECLARED != 0);
+        if network.cgroups.iter().any(is_declared) {
+            let owner = owner_of(network, known.labels, None).cgroup();
+            owners.open.push((owner, network.ways_out.clone()));
         }
     }
     owners.problems.sort();
@@ -204,7 +242,7 @@ mod tests {
 
     fn network(cgroups: &[u64], addresses: &[(&str, Option<u32>)]) -> Network {
         let addresses = addresses.iter().map(|&(address, way)| (address.parse().unwrap(), way)).collect();
-        Network { cgroups: cgroups.iter().copied().collect(), addresses }
+        Network { cgroups: cgroups.iter().copied().collect(), addresses, ways_out: Vec::new() }
     }
 
     fn decide(devices: &[Device], networks: &[(i32, Network)], before: &Owners) -> Owners {
@@ -285,6 +323,35 @@ mod tests {
         assert_eq!(of(&[WEB, WEB_CHILD], &none), WEB);
         assert_eq!(of(&[WEB, WEB_CHILD], &child), WEB_CHILD);
         assert_eq!(of(&[WEB], &child), WEB);
+    }
+
+    #[test]
+    fn a_way_out_of_a_network_is_a_device_that_leads_elsewhere_past_those_that_are_guarded() {
+        let inside = |index, name: &str, kind: Option<&str>, leads_elsewhere| Inside {
+            index,
+            name: name.to_owned(),
+            kind: kind.map(str::to_owned),
+            is_loopback: index == 1,
+            leads_elsewhere,
+        };
+        let devices = [
+            inside(1, "lo", None, false),
+            inside(2, "eth0", Some("veth"), true),
+            // On eth0, and between two of its own.
+            inside(3, "mine", Some("macvlan"), false),
+            inside(4, "pair", Some("veth"), false),
+            inside(5, "share", Some("macvlan"), true),
+            // To a third network.
+            inside(6, "side", Some("veth"), true),
+            inside(7, "vf", None, false),
+        ];
+        let ways = ways_out(&devices, &[2].into());
+        assert_eq!(ways, ["`share` (macvlan)", "`side` (veth)", "`vf` (hardware)"]);
+
+        let network = |cgroups: &[u64]| Network { ways_out: ways.clone(), ..network(cgroups, &[]) };
+        let networks = [(0, network(&[WEB])), (1, network(&[SHELL])), (2, network(&[777])), (3, network(&[WEB, DB]))];
+        let owners = decide(&[], &networks, &Owners::default());
+        assert_eq!(owners.open, [(WEB, ways.clone()), (0, ways.clone())], "of who is declared");
     }
 
     #[test]

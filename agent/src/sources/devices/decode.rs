@@ -7,7 +7,7 @@ use netlink_packet_core::{DecodeError, Emitable, NlasIterator, parse_i32, parse_
 use netlink_packet_route::{
     AddressFamily,
     address::AddressHeader,
-    link::LinkHeader,
+    link::{LinkFlags, LinkHeader},
     nsid::NsidHeader,
     route::{RouteHeader, RouteType},
 };
@@ -66,7 +66,8 @@ pub(super) fn link(body: &[u8]) -> Result<Link, DecodeError> {
         Ok(())
     })?;
     let name = name.ok_or("a network device without a name")?;
-    Ok(Link { index: header.index, name, kind, peer_netns, controller, peer, address })
+    let is_loopback = header.flags.contains(LinkFlags::Loopback);
+    Ok(Link { index: header.index, name, kind, is_loopback, peer_netns, controller, peer, address })
 }
 
 /// Reads an address. None: one of the loopback device, or of another family, which a kernel without the
@@ -184,6 +185,7 @@ mod tests {
             LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
         ]));
         let expected = Link {
+            is_loopback: false,
             index: 12,
             name: "nk0".into(),
             kind: Some("netkit".to_owned()),
@@ -195,6 +197,7 @@ mod tests {
         assert_eq!(read.unwrap(), expected);
         let read = link(&device(vec![LinkAttribute::IfName("lo".to_owned())])).unwrap();
         let none = Link {
+            is_loopback: false,
             index: 12,
             name: "lo".into(),
             kind: None,

@@ -10,7 +10,6 @@ mod decode;
 mod notices;
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     io,
     net::IpAddr,
@@ -18,7 +17,6 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use agent_common::layout::hardware;
 use netlink_packet_core::{DecodeError, DefaultNla, NLM_F_ACK, NLM_F_DUMP, NetlinkSerializable as _};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -41,7 +39,7 @@ const ADDRESSES_MAX: usize = 1 << 12;
 /// How often a list is asked for that changes while the kernel writes it.
 const TRIES_MAX: usize = 8;
 
-/// One network device of the namespace that [`Devices`] was opened in.
+/// One network device of the namespace that [`Devices`] was opened in, or of another that it was asked about.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Link {
     /// Its index, which no other device has while this one lives.
@@ -50,6 +48,8 @@ pub struct Link {
     pub name: OsString,
     /// What the kernel calls its kind: `veth`, `netkit`, `bridge`. None: a device of a driver, such as `lo`.
     pub kind: Option<String>,
+    /// It is the namespace's loopback device.
+    pub is_loopback: bool,
     /// The id of the namespace that its other end is in. None: it has none, or it is in this one.
     pub peer_netns: Option<i32>,
     /// The index of the bridge, bond or VRF that it is a port of.
@@ -174,13 +174,12 @@ impl Devices {
         Ok(found)
     }
 
-    /// Returns the Ethernet addresses of the devices of another namespace, by their index there, as
-    /// [`agent_common::layout::hardware`] has them.
+    /// Lists every device of another namespace.
     ///
     /// # Errors
     ///
     /// [`DevicesError::NoNamespace`] if none has that id (any more); else as [`Self::links`].
-    pub fn hardware(&self, nsid: i32) -> Result<BTreeMap<u32, u64>, DevicesError> {
+    pub fn links_in(&self, nsid: i32) -> Result<Vec<Link>, DevicesError> {
         let mut message = LinkMessage::default();
         let there = DefaultNla::new(libc::IFLA_TARGET_NETNSID, nsid.to_ne_bytes().to_vec());
         message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]), LinkAttribute::Other(there)];
@@ -191,8 +190,7 @@ impl Devices {
         };
         let message = RouteNetlinkMessage::GetLink(message);
         let read = |body: &[u8]| decode::link_in(body, nsid).map(Some);
-        let links = self.list(&what, LINKS_MAX, &message, failed, read)?;
-        Ok(links.into_iter().filter_map(|link| Some((link.index, hardware(link.address?)))).collect())
+        self.list(&what, LINKS_MAX, &message, failed, read)
     }
 
     /// Returns the id of another namespace, or None if it has none here. One that a device of this
@@ -206,6 +204,27 @@ impl Devices {
         message.attributes = vec![NsidAttribute::Fd(netns.as_raw_fd().cast_unsigned())];
         self.one(&RouteNetlinkMessage::GetNsId(message), decode::nsid)
             .map_err(|source| DevicesError::Ask { what: "the id of a network namespace".to_owned(), source })
+    }
+
+    /// Returns the id of another namespace, and gives it one if it has none here. Needs CAP_NET_ADMIN for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::nsid`].
+    pub fn give_nsid(&self, netns: BorrowedFd<'_>) -> Result<Option<i32>, DevicesError> {
+        if let Some(id) = self.nsid(netns)? {
+            return Ok(Some(id));
+        }
+        let mut message = NsidMessage::default();
+        // Any that is free.
+        message.attributes = vec![NsidAttribute::Fd(netns.as_raw_fd().cast_unsigned()), NsidAttribute::Id(-1)];
+        match self.ask(&RouteNetlinkMessage::NewNsId(message), NLM_F_ACK, |_| Ok(())) {
+            // Somebody was faster.
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(DevicesError::Ask { what: "an id for a network namespace".to_owned(), source: e })
+            }
+            _ => self.nsid(netns),
+        }
     }
 
     /// Returns the index of the device by which the namespace reaches an address, as routes and rules are
