@@ -1,6 +1,6 @@
 //! `eastwall status`.
 
-use std::{net::IpAddr, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use serde_json::to_value;
 
@@ -30,10 +30,6 @@ pub(crate) fn status(socket: &Path, output: &mut Output) -> Result<Exit, CliErro
 }
 
 fn text(s: &Status) -> String {
-    let mut by_mode: Vec<String> = s.modes.iter().map(|(name, modes)| format!("{name} {modes}")).collect();
-    if by_mode.is_empty() {
-        by_mode.push("no workload is declared".to_owned());
-    }
     let started = if s.adopted { "adopted a running kernel side" } else { "started afresh" };
     let accounted = s.reported + s.suppressed + s.lost + s.pending;
     let mut text = format!(
@@ -58,7 +54,7 @@ fn text(s: &Status) -> String {
         many(s.edges, "edge"),
         duration(s.applied_seconds_ago),
         s.epoch,
-        by_mode.join(", "),
+        modes(&s.modes),
         s.unknown_mode,
         resolvers(&s.resolvers),
         match s.dns_names {
@@ -93,6 +89,29 @@ fn text(s: &Status) -> String {
     text
 }
 
+/// Names each workload with its modes; where there are many, only those whose modes few others have.
+fn modes(of: &BTreeMap<String, String>) -> String {
+    /// So many fit into two lines.
+    const WORKLOADS_MAX: usize = 8;
+    const NAMES_MAX: usize = 3;
+    if of.is_empty() {
+        return "no workload is declared".to_owned();
+    }
+    if of.len() <= WORKLOADS_MAX {
+        let each: Vec<String> = of.iter().map(|(name, modes)| format!("{name} {modes}")).collect();
+        return each.join(", ");
+    }
+    let mut by_modes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, modes) in of {
+        by_modes.entry(modes).or_default().push(name);
+    }
+    let said = |(modes, names): (&str, Vec<&str>)| match names.len() {
+        0..=NAMES_MAX => format!("{} {modes}", names.join(", ")),
+        many => format!("{many} workloads {modes}"),
+    };
+    by_modes.into_iter().map(said).collect::<Vec<_>>().join("; ")
+}
+
 fn tampering(t: &Tampering) -> String {
     let verified = format!("verified {} ms ago", t.verified_ms_ago);
     let (Some(last), Some(ago)) = (&t.last, t.last_seconds_ago) else { return format!("none; {verified}") };
@@ -120,5 +139,23 @@ pub(super) fn duration(seconds: u64) -> String {
         60..3600 => format!("{}m", seconds / 60),
         3600..86_400 => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
         _ => format!("{}d{}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_workloads_only_those_with_rare_modes_are_named() {
+        let of = |count: usize, rare: &[&str]| {
+            let usual = (0..count).map(|n| (format!("w{n}"), "enforce/enforce".to_owned()));
+            let rare = rare.iter().map(|name| ((*name).to_owned(), "enforce/audit".to_owned()));
+            modes(&usual.chain(rare).collect())
+        };
+        assert_eq!(of(0, &[]), "no workload is declared");
+        assert_eq!(of(2, &["db"]), "db enforce/audit, w0 enforce/enforce, w1 enforce/enforce");
+        assert_eq!(of(1_000, &[]), "1000 workloads enforce/enforce");
+        assert_eq!(of(1_000, &["cache", "db"]), "cache, db enforce/audit; 1000 workloads enforce/enforce");
     }
 }
