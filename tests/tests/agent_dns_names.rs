@@ -52,6 +52,8 @@ fn resolver(cgroup: &Cgroup, net: &NetNs) -> Process {
         "--cname=www.cdn.example,edge.elsewhere.example".to_owned(),
         // Of hosts that are not elsewhere.
         "--address=/evil.cdn.example/127.0.0.1 --address=/evil.cdn.example/::1".to_owned(),
+        // More than anybody has room for.
+        "--synth-domain=many.cdn.example,10.20.0.0/16,h-".to_owned(),
     ]
     .iter()
     .flat_map(|words| words.split_whitespace())
@@ -220,6 +222,28 @@ fn an_external_by_name_is_who_the_resolver_says_it_is_from_the_first_packet_on()
     assert_eq!((place.agent.counter("dns.answers-unread"), place.agent.counter("dns.no-room")), (0, 0));
     let status = place.agent.balance();
     assert_eq!((status.lost, status.problems), (0, vec![]));
+}
+
+#[test]
+fn an_external_that_has_all_its_addresses_is_named() {
+    const ROOM: u32 = 1_000;
+    let Some(mut place) = Place::open() else { return };
+    let web = &place.hosts.near.party.actor;
+    let resolver = SocketAddr::new(addr(RESOLVER, Family::V4), 53);
+    for n in 0..ROOM + 3 {
+        let name = format!("h-10-20-{}-{}.many.cdn.example", 1 + n / 200, 1 + n % 200);
+        let said = ask(web, resolver, &name, Family::V4, false).unwrap();
+        assert_eq!(said.len(), 1, "{name}");
+    }
+    // Others are as they were.
+    place.ask(web, "api.partner.example");
+    place.reached(web, API);
+    assert_eq!(place.agent.counter("dns.no-room"), 3);
+    let is_named = |agent: &Agent| {
+        let problems = agent.status().problems;
+        problems.iter().any(|problem| problem.starts_with("`cdn` has all the 1000 addresses by DNS"))
+    };
+    place.agent.wait("it is named", is_named);
 }
 
 #[test]

@@ -337,6 +337,15 @@ impl Core {
         self.dns = forget(&known, now, DNS_ADDRESSES);
         self.datapath.forget_dns(&known, &self.dns)?;
         self.dns_swept = now;
+        let full = self.dns.used.iter().filter(|(_, used)| **used >= u64::from(DNS_ADDRESSES));
+        let full: Vec<String> =
+            full.filter_map(|(id, _)| self.state.names.get(id)).map(|name| format!("`{name}`")).collect();
+        let problem = format!(
+            "{} has all the {DNS_ADDRESSES} addresses by DNS that an external may have: until some run out, others \
+             that answers name stay unknown",
+            full.join(", ")
+        );
+        self.tell("dns-room", (!full.is_empty()).then_some(problem));
         Ok(())
     }
 
