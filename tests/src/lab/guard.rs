@@ -291,11 +291,13 @@ impl Guard {
         let counts = self.datapath.deny_counts().expect("read the counters");
         denials.counts = std::array::from_fn(|i| counts[i] - self.seen[i]);
         self.seen = counts;
-        denials.repeats = self.repeats().iter().map(|(_, stat)| stat.count).sum();
+        let repeats = self.repeats();
+        denials.repeats = repeats.iter().map(|(_, stat)| stat.count).sum();
         let folded = self.datapath.deny_folded();
         for key in folded.keys().expect("list folded denials") {
             denials.folded += folded.take(&key).expect("take folded denials").map_or(0, |stat| stat.count);
         }
+        denials.leave_out_the_kernels(&repeats);
         denials
     }
 
