@@ -12,7 +12,7 @@ use std::{
 
 use tests::{
     lab::{Agent, AgentOptions, Errno, Witness, magic},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, datagram, repetitions},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, datagram, is_long, repetitions},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
@@ -159,6 +159,11 @@ fn g82_an_agent_that_is_stopped_in_its_tracks_changes_no_verdict_and_newcomers_w
     };
     signal(rustix::process::Signal::STOP);
     wait_until_stopped(scene.agent.pid().unwrap());
+    if is_long() {
+        let said = scene.agent.cli(&["status"]);
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.status.code() == Some(7) && text.contains("has not answered for 30 s: it is stopped"), "{text}");
+    }
     let late = scene.lab.cgroup().child("late");
     let newcomer = scene.lab.actor(&late, &scene.net);
     let end = Instant::now() + stopped_for;

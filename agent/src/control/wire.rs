@@ -66,6 +66,33 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Says whether an agent has little to do before it answers.
+    #[must_use]
+    pub const fn is_quick(&self) -> bool {
+        match self {
+            Self::Status
+            | Self::Identities
+            | Self::Devices
+            | Self::Programs
+            | Self::Policy
+            | Self::Explain { .. }
+            | Self::Recent
+            | Self::Follow { .. }
+            | Self::Stats
+            | Self::Overrides => true,
+            Self::Apply { .. }
+            | Self::Reload
+            | Self::Edges
+            | Self::Raw
+            | Self::Check
+            | Self::Revoke(_)
+            | Self::BreakGlass(_)
+            | Self::Undo { .. } => false,
+        }
+    }
+}
+
 /// What `revoke` and `break-glass` ask for.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -52,6 +52,7 @@ fn refusal(reply: Reply) -> Result<Reply, CliError> {
 fn failed(error: ClientError) -> CliError {
     let exit = match &error {
         ClientError::Unreachable { .. } | ClientError::NoAnswer => Exit::Unreachable,
+        ClientError::Silent { .. } => Exit::TimeOut,
         ClientError::NotPermitted { .. } => Exit::NotPermitted,
         ClientError::Answer(_) | ClientError::Io(_) => Exit::Partly,
     };
