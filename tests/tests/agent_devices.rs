@@ -140,6 +140,34 @@ fn devices_are_guarded_and_addresses_name_their_workloads() {
 }
 
 #[test]
+fn detach_where_filters_are_not_seen_changes_nothing() {
+    let Some(net) = Routed::open() else { return };
+    let more = [("tcx".to_owned(), json!(false))].into_iter().collect();
+    let options = AgentOptions { more, ..AgentOptions::default() };
+    let mut agent = Agent::prepare(&net.lab, &policy(&net.lab, CLOSED, ""), &options).unwrap();
+    agent.live_in(&net.host);
+    agent.restart();
+    wait_for(&agent, &BOTH);
+    agent.stop();
+    let (receiver, to) = net.db.udp(Family::V4);
+    let send = || send_frame(&net, net.web.at(Family::V4, 40_000), to, b"by a frame");
+    let config = agent.path("agent.yaml").display().to_string();
+    let words = ["detach", "--config", &config, "--yes"];
+    let elsewhere = agent.cli(&words);
+    let said = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert!(elsewhere.status.code() == Some(2) && said.contains("in another network namespace"), "{elsewhere:?}");
+    send();
+    assert!(!arrives(&net, receiver));
+    let here = net.host.run(|| agent.cli(&words));
+    assert!(here.status.success(), "{here:?}");
+    let end = Instant::now() + LONG;
+    while !arrives(&net, receiver) {
+        assert!(Instant::now() < end, "something else stops it: the test above proves nothing");
+        send();
+    }
+}
+
+#[test]
 fn g82_an_agent_that_dies_leaves_devices_guarded_and_the_next_one_cuts_nothing() {
     let Some(Host { mut agent, net }) = open(RULES) else { return };
     wait_for(&agent, &BOTH);

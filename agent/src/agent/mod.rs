@@ -32,7 +32,10 @@ use self::{
     store::Store,
     surroundings::Surroundings,
 };
-pub use self::{core::Shared, tamper::unmark};
+pub use self::{
+    core::Shared,
+    tamper::{ran_elsewhere, unmark},
+};
 use crate::{
     clock,
     config::Config,

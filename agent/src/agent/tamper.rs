@@ -9,7 +9,7 @@ use std::{
     fs::{self, File},
     io,
     ops::Bound,
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
 };
 
 use agent_common::layout::{IdentSlot, names::map};
@@ -40,7 +40,8 @@ const APART_MAX_NS: u64 = 500_000_000;
 const REST: u64 = 10;
 /// Labels, and addresses, that are compared at each look.
 const COMPARED: usize = 64;
-/// In the run directory: in which boot an agent attached its programs, and nobody took them off on purpose.
+/// In the run directory: in which boot and network namespace an agent attached its programs, and nobody took them off on
+/// purpose.
 const MARKER: &str = "attached";
 /// A name of a program has 15 bytes, each at most four characters when it is escaped.
 const NAME_CHARS_MAX: usize = 60;
@@ -240,12 +241,29 @@ impl Core {
 
 /// Says whether an agent attached its programs in this boot, and nobody took them off on purpose.
 pub(super) fn was_marked(config: &Config, boot_id: &str) -> bool {
-    fs::read_to_string(config.run_directory().join(MARKER)).is_ok_and(|marked| marked == boot_id)
+    marked(config).is_some_and(|(boot, _)| boot == boot_id)
+}
+
+/// The boot and the network namespace that are marked.
+fn marked(config: &Config) -> Option<(String, u64)> {
+    let text = fs::read_to_string(config.run_directory().join(MARKER)).ok()?;
+    let (boot, netns) = text.split_once(' ')?;
+    Some((boot.to_owned(), netns.parse().ok()?))
+}
+
+/// Says whether programs are attached from another network namespace than the caller's, as far as that is known.
+#[must_use]
+pub fn ran_elsewhere(config: &Config) -> bool {
+    own_netns().is_ok_and(|own| marked(config).is_some_and(|(_, netns)| netns != own))
+}
+
+fn own_netns() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
 /// Notes that programs are attached.
 pub(super) fn mark(config: &Config, boot_id: &str) -> io::Result<()> {
-    fs::write(config.run_directory().join(MARKER), boot_id)
+    fs::write(config.run_directory().join(MARKER), format!("{boot_id} {}", own_netns()?))
 }
 
 /// Forgets that programs were attached: they are taken off on purpose.

@@ -83,6 +83,12 @@ pub(super) fn detach(args: &DetachArgs, output: &mut Output) -> Result<Exit, Cli
         std::fs::create_dir_all(config.run_directory()).context("make the run directory")?;
         drop(Pins::open(&config.pin_directory, config.run_directory()).map_err(anyhow::Error::from)?);
     }
+    if agent::ran_elsewhere(&config) && Pins::has_filters(&config.pin_directory).map_err(anyhow::Error::from)? {
+        let message = "devices are guarded by filters of `clsact` in another network namespace, and cannot be reached from \
+                       this one; nothing was changed. Run it where the agent ran: `nsenter --net=FILE eastwall detach \
+                       --yes`, with that namespace for FILE, such as /proc/1/ns/net";
+        return Err(CliError::new(Exit::Usage, anyhow!(message)));
+    }
     agent::unmark(&config).context("forget that programs were attached")?;
     let links = Pins::remove_all(&config.pin_directory).map_err(anyhow::Error::from)?;
     output.write(&match links {

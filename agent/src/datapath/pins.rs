@@ -145,6 +145,25 @@ impl Pins {
         self.directory.join("links").join(program)
     }
 
+    /// Says whether devices are guarded by filters of `clsact`, by the pins under `directory`: what is pinned for one is its
+    /// program, and no link.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`] with the first path that could not be looked at.
+    pub fn has_filters(directory: &Path) -> Result<bool, PinsError> {
+        for version in list(directory)? {
+            for path in list(&version.join("links"))? {
+                let is_link =
+                    sys::open_pin(&path).and_then(|pin| pin.map_or(Ok(true), |pin| sys::is_link(pin.as_fd())));
+                if !is_link.map_err(|source| PinsError::Io { verb: "look at", path, source })? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// Removes every pin under `directory`, links first, so that no program runs on missing maps. What is attached
     /// without a link is taken off as well; that is looked for in the network namespace of the calling thread.
     /// Returns how many links there were.

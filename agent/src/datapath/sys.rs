@@ -3,7 +3,7 @@
 
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -215,6 +215,12 @@ pub struct LinkInfo {
     /// Where it is attached: the id of a cgroup or the index of a device; 0 = it was detached. Without a meaning for
     /// links of tracing, which nobody can detach.
     pub target: u64,
+}
+
+/// Says whether what is open is a link, and not a program or a map.
+pub fn is_link(object: BorrowedFd<'_>) -> io::Result<bool> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd()))?;
+    Ok(info.lines().any(|line| line.starts_with("link_id:")))
 }
 
 /// Asks about a link.

@@ -77,6 +77,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (84, "half a policy"),
     (85, "a policy that says less, or more, than it seems to"),
     (87, "labels that a workload chooses"),
+    (88, "a mode or an override that is left on"),
     (89, "cgroups made while nobody reads"),
     (91, "an agent that has frozen"),
     (92, "an agent short of descriptors, memory or disk"),
