@@ -10,13 +10,7 @@ use agent_common::{
 /// Types of ICMPv6 by which a kernel looks for routers, and tells them of groups: RFC 4861, RFC 2710, RFC 3810.
 const KERNELS: [u8; 4] = [131, 132, 133, 143];
 
-/// A counter may rise after the record that it is about: until then it is below zero.
-fn take(counts: &mut [u64; DenyCounter::COUNT as usize], counter: DenyCounter, n: u64) {
-    let count = &mut counts[counter as usize];
-    *count = count.wrapping_sub(n);
-}
-
-/// Everything since the last look, but for what the kernel of a network says about its own links.
+/// Everything since the last look.
 #[derive(Clone, Debug, Default)]
 pub struct Denials {
     /// The ring, oldest first: a first denial each.
@@ -27,9 +21,19 @@ pub struct Denials {
     pub repeats: u64,
     /// Denials that the table of folded denials holds.
     pub folded: u64,
+    /// Repeats of what the kernel of a network says of its own links.
+    kernels: Vec<(DenyKey, DenyStat)>,
 }
 
 impl Denials {
+    /// Notes the repeats of a look.
+    pub(super) fn repeated(&mut self, repeats: Vec<(DenyKey, DenyStat)>) {
+        self.repeats = repeats.iter().map(|(_, stat)| stat.count).sum();
+        let ports = KERNELS.map(|kind| icmp_port(proto::ICMPV6, kind));
+        self.kernels = repeats;
+        self.kernels.retain(|(key, _)| key.proto == proto::ICMPV6 && ports.contains(&key.port));
+    }
+
     /// By how much a counter rose.
     #[must_use]
     pub fn count(&self, counter: DenyCounter) -> u64 {
@@ -67,20 +71,19 @@ impl Denials {
     }
 
     /// Leaves out what nobody sends: routers that are asked for and groups that are joined, at moments of the kernel's
-    /// choice. `repeats` are those of this look.
-    pub(super) fn leave_out_the_kernels(&mut self, repeats: &[(DenyKey, DenyStat)]) {
+    /// choice. The books are balanced before and after.
+    pub(super) fn leave_out_the_kernels(&mut self) {
         let is_kernels = |record: &mut DenyRecord| record.proto == proto::ICMPV6 && KERNELS.contains(&record.icmp[0]);
         for record in self.records.extract_if(.., is_kernels) {
             let applied = if record.mode == Mode::Audit as u8 { DenyCounter::WouldDeny } else { DenyCounter::Dropped };
             for counter in [DenyCounter::Denied, DenyCounter::Emitted, applied] {
-                take(&mut self.counts, counter, 1);
+                self.counts[counter as usize] -= 1;
             }
         }
-        let ports = KERNELS.map(|kind| icmp_port(proto::ICMPV6, kind));
-        for (key, stat) in repeats.iter().filter(|(key, _)| key.proto == proto::ICMPV6 && ports.contains(&key.port)) {
+        for (key, stat) in self.kernels.drain(..) {
             let applied = if key.would == 1 { DenyCounter::WouldDeny } else { DenyCounter::Dropped };
             for counter in [DenyCounter::Denied, DenyCounter::Repeated, applied] {
-                take(&mut self.counts, counter, stat.count);
+                self.counts[counter as usize] -= stat.count;
             }
             self.repeats -= stat.count;
         }
@@ -90,9 +93,10 @@ impl Denials {
     pub fn extend(&mut self, later: Self) {
         self.records.extend(later.records);
         for (count, more) in self.counts.iter_mut().zip(later.counts) {
-            *count = count.wrapping_add(more);
+            *count += more;
         }
         self.repeats += later.repeats;
+        self.kernels.extend(later.kernels);
         self.folded += later.folded;
     }
 
@@ -106,10 +110,9 @@ impl Denials {
         let [emitted, repeated, folded, ring] =
             [DenyCounter::Emitted, DenyCounter::Repeated, DenyCounter::Folded, DenyCounter::Ring]
                 .map(|counter| self.count(counter));
-        let applied = self.count(DenyCounter::Dropped).wrapping_add(self.count(DenyCounter::WouldDeny));
-        let each = |counts: &[u64]| counts.iter().fold(0, |sum: u64, count| sum.wrapping_add(*count));
+        let applied = self.count(DenyCounter::Dropped) + self.count(DenyCounter::WouldDeny);
         let rules = [
-            (each(&[emitted, repeated, folded, ring]) == self.denied(), "each denial has one fate"),
+            (emitted + repeated + folded + ring == self.denied(), "each denial has one fate"),
             (applied == self.denied(), "each denial is dropped or let pass"),
             (emitted == self.records.len() as u64, "each emitted denial is in the ring"),
             ((repeated, folded) == (self.repeats, self.folded), "counted denials are in their tables"),

@@ -252,7 +252,7 @@ impl Guard {
     }
 
     /// Returns what was denied since the last look, and begins a new window: the next denial of every
-    /// kind is a first one again. Checks the books.
+    /// kind is a first one again. Checks the books. What a kernel says of its own links is left out.
     ///
     /// # Panics
     ///
@@ -264,6 +264,7 @@ impl Guard {
             assert!(Instant::now() < end, "{why}");
             denials.extend(self.look());
         }
+        denials.leave_out_the_kernels();
         denials
     }
 
@@ -291,13 +292,11 @@ impl Guard {
         let counts = self.datapath.deny_counts().expect("read the counters");
         denials.counts = std::array::from_fn(|i| counts[i] - self.seen[i]);
         self.seen = counts;
-        let repeats = self.repeats();
-        denials.repeats = repeats.iter().map(|(_, stat)| stat.count).sum();
+        denials.repeated(self.repeats());
         let folded = self.datapath.deny_folded();
         for key in folded.keys().expect("list folded denials") {
             denials.folded += folded.take(&key).expect("take folded denials").map_or(0, |stat| stat.count);
         }
-        denials.leave_out_the_kernels(&repeats);
         denials
     }
 
