@@ -325,20 +325,21 @@ fn look(source: &Devices, roster: &Roster) -> Result<View> {
     for inhabited in netns::others().context("list the network namespaces")? {
         let here = inhabited.cgroups.iter().filter_map(|path| ids.get(path.as_str())).copied();
         let here: Vec<u64> = here.collect();
-        // Where no device of the host leads, nothing gave it an id.
-        let netns = inhabited.netns.as_fd();
-        let id = match if here.is_empty() { source.nsid(netns) } else { source.give_nsid(netns) } {
-            Ok(id) => id,
-            Err(e) => {
-                unread.push(format!("the network of a workload is not looked at: {:#}", anyhow::Error::from(e)));
-                continue;
-            }
-        };
+        let mut id = source.nsid(inhabited.netns.as_fd())?;
+        if id.is_none() && !here.is_empty() {
+            // No device of the host leads there.
+            id = source.give_nsid(inhabited.netns.as_fd()).unwrap_or_else(|e| {
+                unread.push(not_looked_at(e));
+                None
+            });
+        }
         let Some(netns) = id.filter(|id| wanted.contains(id) || !here.is_empty()) else { continue };
         networks.entry(netns).or_default().cgroups.extend(here);
     }
     for netns in wanted.iter().chain(networks.keys()).copied().collect::<BTreeSet<i32>>() {
-        match source.links_in(netns).and_then(|links| Ok((links, addresses(source, netns)?))) {
+        // Where no device of the host leads, no address is sent to.
+        let addresses = || if wanted.contains(&netns) { addresses(source, netns) } else { Ok(Vec::new()) };
+        match source.links_in(netns).and_then(|links| Ok((links, addresses()?))) {
             Ok((links, addresses)) => {
                 let mut guarded = BTreeSet::new();
                 for device in devices.iter_mut().filter(|device| device.netns == netns) {
@@ -352,6 +353,7 @@ fn look(source: &Devices, roster: &Roster) -> Result<View> {
             }
             // It is gone, and so are its devices.
             Err(DevicesError::NoNamespace { .. }) => {}
+            Err(e) if !wanted.contains(&netns) => unread.push(not_looked_at(e)),
             Err(e) => {
                 let names = devices.iter().filter(|device| device.netns == netns).map(|device| device.name.as_str());
                 let names = names.collect::<Vec<_>>().join("`, `");
@@ -370,6 +372,10 @@ fn device(link: Link) -> Option<Device> {
     let Link { index, name, kind, peer_netns, controller, .. } = link;
     KINDS.contains(&kind?.as_str()).then_some(())?;
     Some(Device { index, name: name.to_string_lossy().into_owned(), netns: peer_netns?, controller, hardware: 0 })
+}
+
+fn not_looked_at(e: DevicesError) -> String {
+    format!("the network of a workload is not looked at: {:#}", anyhow::Error::from(e))
 }
 
 fn inside(link: Link) -> Inside {

@@ -78,7 +78,7 @@ const TO_DO: Duration = Duration::from_secs(130);
 ///
 /// [`ClientError`]. A refusal is an answer.
 pub fn ask(socket: &Path, request: &Request) -> Result<Reply, ClientError> {
-    ask_for(socket, request, if request.is_quick() { TO_SAY } else { TO_DO })
+    ask_for(socket, request, if request.is_work() { TO_DO } else { TO_SAY })
 }
 
 fn ask_for(socket: &Path, request: &Request, after: Duration) -> Result<Reply, ClientError> {

@@ -67,29 +67,20 @@ pub enum Request {
 }
 
 impl Request {
-    /// Says whether an agent has little to do before it answers.
+    /// Says whether an agent has much to do before it answers: a change, or all that the maps hold.
     #[must_use]
-    pub const fn is_quick(&self) -> bool {
-        match self {
-            Self::Status
-            | Self::Identities
-            | Self::Devices
-            | Self::Programs
-            | Self::Policy
-            | Self::Explain { .. }
-            | Self::Recent
-            | Self::Follow { .. }
-            | Self::Stats
-            | Self::Overrides => true,
+    pub const fn is_work(&self) -> bool {
+        matches!(
+            self,
             Self::Apply { .. }
-            | Self::Reload
-            | Self::Edges
-            | Self::Raw
-            | Self::Check
-            | Self::Revoke(_)
-            | Self::BreakGlass(_)
-            | Self::Undo { .. } => false,
-        }
+                | Self::Reload
+                | Self::Edges
+                | Self::Raw
+                | Self::Check
+                | Self::Revoke(_)
+                | Self::BreakGlass(_)
+                | Self::Undo { .. }
+        )
     }
 }
 

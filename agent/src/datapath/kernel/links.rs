@@ -280,15 +280,18 @@ impl Datapath {
         if !self.links.contains_key(&place) {
             let held = Held::open(self.pins.link(&pin_name(place))).map_err(|e| failed("open the link of", e))?;
             let Some(held) = held else { return Ok(false) };
+            // An agent that was told to do without TCX has pinned the program of its filter.
+            if !sys::is_link(held.as_fd()).map_err(|e| failed("look at the pin of", e))? {
+                return Ok(false);
+            }
             let id = sys::link_info(held.as_fd()).map_err(|e| failed("look at the link of", e))?.id;
             self.links.insert(place, Link { held, id });
         }
         let Some(link) = self.links.get(&place) else { return Ok(false) };
         match sys::link_update(link.held.as_fd(), self.program(place.program)?) {
             Ok(()) => Ok(true),
-            // Somebody detached it, or an earlier device had this index and the link has died with it. Or it is no link
-            // but the program of a filter of clsact.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::EINVAL)) => {
+            // Somebody detached it, or an earlier device had this index and the link has died with it.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
                 self.links.remove(&place);
                 Ok(false)
             }

@@ -206,20 +206,17 @@ impl Devices {
             .map_err(|source| DevicesError::Ask { what: "the id of a network namespace".to_owned(), source })
     }
 
-    /// Returns the id of another namespace, and gives it one if it has none here. Needs CAP_NET_ADMIN for that.
+    /// Gives another namespace an id if it has none here, and returns it. Needs CAP_NET_ADMIN.
     ///
     /// # Errors
     ///
     /// As [`Self::nsid`].
     pub fn give_nsid(&self, netns: BorrowedFd<'_>) -> Result<Option<i32>, DevicesError> {
-        if let Some(id) = self.nsid(netns)? {
-            return Ok(Some(id));
-        }
         let mut message = NsidMessage::default();
         // Any that is free.
         message.attributes = vec![NsidAttribute::Fd(netns.as_raw_fd().cast_unsigned()), NsidAttribute::Id(-1)];
         match self.ask(&RouteNetlinkMessage::NewNsId(message), NLM_F_ACK, |_| Ok(())) {
-            // Somebody was faster.
+            // It has one.
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 Err(DevicesError::Ask { what: "an id for a network namespace".to_owned(), source: e })
             }
