@@ -129,8 +129,8 @@ fn delete(requests: &mut Requests, ifindex: u32, side: Side, handle: u32) -> io:
 /// # Errors
 ///
 /// What the kernel said.
-pub fn listed(name: &str, ifindex: u32) -> io::Result<Vec<Listed>> {
-    let filters = filters(&mut Requests::open(None)?, ifindex, Side::of(name))?;
+pub fn listed(requests: &mut Requests, name: &str, ifindex: u32) -> io::Result<Vec<Listed>> {
+    let filters = filters(requests, ifindex, Side::of(name))?;
     let link = |filter: &Filter| if filter.is(name) { LINK } else { 0 };
     let listed = |filter: Filter| Listed { program: filter.program, link: link(&filter), kind: filter.kind };
     Ok(filters.into_iter().map(listed).collect())

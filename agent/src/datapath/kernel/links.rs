@@ -13,11 +13,14 @@ use std::{
 use agent_common::layout::names::{map, program};
 
 use super::{Datapath, DatapathError, attach};
-use crate::datapath::{
-    clsact,
-    pins::Held,
-    sys::{self, Listed, ProgramInfo, Side, Target},
-    table::TableError,
+use crate::{
+    datapath::{
+        clsact,
+        pins::Held,
+        sys::{self, Listed, ProgramInfo, Side, Target},
+        table::TableError,
+    },
+    netlink::Requests,
 };
 
 /// How often everything is looked at until each pin is, if their directories do not change.
@@ -130,9 +133,10 @@ impl Datapath {
     /// A device that is gone is not spoken of: who owns which device is decided elsewhere.
     pub fn look(&mut self) -> Look {
         let mut look = Look::default();
+        let mut requests = None;
         for (place, link) in &self.links {
             let found = match place.device {
-                Some(index) => self.look_at_device(*place, link, index),
+                Some(index) => self.look_at_device(&mut requests, *place, link, index),
                 None => self.look_at_cgroup(*place, link),
             };
             match found {
@@ -174,20 +178,36 @@ impl Datapath {
         found
     }
 
-    fn look_at_device(&self, place: Place, link: &Link, index: u32) -> io::Result<Option<(Act, Vec<u32>)>> {
-        let listed = self.listed_at_device(place.program, index)?;
+    fn look_at_device(
+        &self,
+        requests: &mut Option<Requests>,
+        place: Place,
+        link: &Link,
+        index: u32,
+    ) -> io::Result<Option<(Act, Vec<u32>)>> {
+        let listed = self.listed_at_device(requests, place.program, index)?;
         Ok(listed.and_then(|listed| compare(&listed, link.id, self.number(place.program))))
     }
 
-    /// Lists what is asked about packets at the place of a program, in that order; `None`: the device is gone.
-    pub(super) fn listed_at_device(&self, name: &str, index: u32) -> io::Result<Option<Vec<Listed>>> {
+    /// Lists what is asked about packets at the place of a program, in that order; `None`: the device is gone. `requests`
+    /// is opened if it takes one.
+    pub(super) fn listed_at_device(
+        &self,
+        requests: &mut Option<Requests>,
+        name: &str,
+        index: u32,
+    ) -> io::Result<Option<Vec<Listed>>> {
         if self.has_tcx {
             return match sys::query(Target::Device(index), Side::of(name) as u32) {
                 Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
                 listed => listed.map(Some),
             };
         }
-        let listed = clsact::listed(name, index)?;
+        let requests = match requests {
+            Some(requests) => requests,
+            None => requests.insert(Requests::open(None)?),
+        };
+        let listed = clsact::listed(requests, name, index)?;
         // Of a device that is gone the list is empty.
         Ok((!listed.is_empty() || sys::is_device(index)?).then_some(listed))
     }

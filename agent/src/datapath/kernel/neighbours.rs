@@ -5,9 +5,12 @@ use std::os::fd::BorrowedFd;
 use agent_common::layout::names::program;
 
 use super::{Datapath, DatapathError};
-use crate::datapath::{
-    clsact,
-    sys::{self, Listed, ProgramInfo, Target},
+use crate::{
+    datapath::{
+        clsact,
+        sys::{self, Listed, ProgramInfo, Target},
+    },
+    netlink::Requests,
 };
 
 /// Hooks of a cgroup that connections and packets pass: a number of `enum bpf_attach_type`, and its name.
@@ -46,12 +49,13 @@ impl Datapath {
         for name in program::DEVICE {
             let hook = if name == program::TC_FROM { "ingress" } else { "egress" };
             let failed = |e| DatapathError::program("list what runs beside", name, e);
-            let Some(mut listed) = self.listed_at_device(name, index).map_err(failed)? else {
+            let Some(mut listed) = self.listed_at_device(&mut None, name, index).map_err(failed)? else {
                 return Ok(Vec::new());
             };
             if self.has_tcx {
                 // Filters are asked behind all of TCX.
-                listed.extend(clsact::listed(name, index).map_err(failed)?);
+                let mut requests = Requests::open(None).map_err(failed)?;
+                listed.extend(clsact::listed(&mut requests, name, index).map_err(failed)?);
             }
             let is_ours = |one: &Listed| self.is_ours(one.program);
             let ours = listed.iter().position(is_ours).unwrap_or(listed.len());
