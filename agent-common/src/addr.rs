@@ -47,8 +47,20 @@ pub const fn v4(addr: &Addr) -> Option<u32> {
     if addr[0] == 0 && third == MAPPED { Some(fourth) } else { None }
 }
 
+/// 127.0.0.0/8, and `::1`.
+#[inline(always)]
+#[must_use]
+pub const fn is_loopback(addr: &Addr) -> bool {
+    match v4(addr) {
+        Some(v4) => v4.to_ne_bytes()[0] == 127,
+        None => addr[0] == 0 && addr[1] == 1_u64.to_be(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]
@@ -61,5 +73,17 @@ mod tests {
         assert_eq!(v4(&[first, second]), Some(loopback));
         assert_eq!(v4(&[1, second]), None);
         assert_eq!(halves(pair(1, 2)), (1, 2));
+    }
+
+    #[test]
+    fn loopback_is_what_the_standard_library_says() {
+        for text in ["127.0.0.1", "127.255.0.9", "126.0.0.1", "128.0.0.1", "::1", "::", "::2", "1::1", "0.0.0.1"] {
+            let ip: IpAddr = text.parse().expect("an address");
+            let octets = match ip {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
+            assert_eq!(is_loopback(&of_octets(octets)), ip.is_loopback(), "{text}");
+        }
     }
 }

@@ -156,6 +156,8 @@ reasons! {
     LinkProtocol = 20 "link-protocol",
     /// A frame came by a device of one workload from a socket of another.
     DeviceMismatch = 21 "device-mismatch",
+    /// A socket was to send past the programs at devices.
+    Bypass = 22 "bypass",
 }
 
 #[cfg(test)]

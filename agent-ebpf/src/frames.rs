@@ -92,7 +92,13 @@ pub extern "C" fn ew_read_frame(skb: *mut __sk_buff, packet: *mut Packet) -> u32
     if unsafe { (*skb).vlan_present } != 0 {
         return VLAN;
     }
-    match frame::read(&Skb { skb }, packet, &mut Piece::default()) {
+    code(&frame::read(&Skb { skb }, packet, &mut Piece::default()))
+}
+
+/// What was read, as a number.
+#[inline(always)]
+pub const fn code(read: &Result<Frame, FrameError>) -> u32 {
+    match *read {
         Ok(Frame::Packet) => PACKET,
         Ok(Frame::Arp) => ARP,
         Ok(Frame::Neighbour) => NEIGHBOUR,
@@ -101,6 +107,16 @@ pub extern "C" fn ew_read_frame(skb: *mut __sk_buff, packet: *mut Packet) -> u32
         Err(FrameError::Vlan) => VLAN,
         Err(FrameError::EtherType) => ETHER_TYPE,
         Err(FrameError::Packet(error)) => ERROR + headers::code(error),
+    }
+}
+
+/// The same of a packet without a frame, of which [`headers::ew_read_packet`] says this. Those in pieces are not read.
+#[inline(always)]
+pub const fn code_of_packet(failed: u32) -> u32 {
+    match failed {
+        0 => PACKET,
+        failed if failed == headers::code(ParseError::Fragment) => SHORT,
+        failed => ERROR + failed,
     }
 }
 

@@ -17,6 +17,10 @@ static OFF_KN_ID: u32 = 0;
 #[unsafe(no_mangle)]
 static OFF_PARENT: u32 = 0;
 
+/// 1 = devices and addresses of the host are in the tables, and what its processes send past their sockets is judged.
+#[unsafe(no_mangle)]
+static GUARD_HOST: u32 = 0;
+
 macro_rules! reader {
     ($(#[$doc:meta])* $name:ident, $global:ident, $ty:ty) => {
         $(#[$doc])*
@@ -46,4 +50,11 @@ pub fn keys() -> Keys {
 
 reader!(/** Returns the offset of `cgroup.kn`. */ off_cgroup_kn, OFF_CGROUP_KN, u32);
 reader!(/** Returns the offset of `kernfs_node.id`. */ off_kn_id, OFF_KN_ID, u32);
+/// Says whether what the host's processes send past their sockets is judged.
+#[inline(always)]
+pub fn guards_host() -> bool {
+    guard_host() != 0
+}
+
+reader!(/** Returns the switch as it is. */ guard_host, GUARD_HOST, u32);
 reader!(/** Returns the offset of `cgroup.self.parent`. */ off_parent, OFF_PARENT, u32);

@@ -6,7 +6,7 @@
 use agent_common::{
     flow::proto,
     id::IdentityId,
-    layout::{AddrEntry, KnownBy, PrefixKey, addr_flags},
+    layout::{AddrEntry, HOST_OWNER, KnownBy, PrefixKey, addr_flags},
 };
 use aya_ebpf::{
     bindings::bpf_sock,
@@ -134,7 +134,7 @@ pub fn by_cgroup(cgroup: u64, side: u32) -> Peer {
 /// external, else `world`.
 #[inline(always)]
 pub fn by_address(addr: &Addr, side: u32) -> Peer {
-    if let Some(owner) = owner_of(addr) {
+    if let Some(owner) = owner_of(addr).filter(|&owner| owner != HOST_OWNER) {
         return Peer::new(by_cgroup(owner, side).id, KnownBy::Address);
     }
     let Some(trie) = ADDR_EXT.get(side) else {
@@ -158,7 +158,7 @@ pub fn by_address(addr: &Addr, side: u32) -> Peer {
     }
 }
 
-/// A cgroup of the workload of this host that has an address; 0 if that is no one workload.
+/// A cgroup of the workload of this host that has an address; 0 if that is no one workload; [`HOST_OWNER`].
 #[inline(always)]
 pub fn owner_of(addr: &Addr) -> Option<u64> {
     // Before Linux 6.2 a key is on the stack or in a map, and nowhere else.

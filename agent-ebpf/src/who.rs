@@ -31,6 +31,14 @@ pub fn slot_of(cgroup: u64, uid: impl FnOnce() -> u32, side: u32) -> IdentSlot {
     slot
 }
 
+/// Says whether a cgroup is below the one that the agent guards.
+#[inline(always)]
+pub fn is_guarded(cgroup: u64) -> bool {
+    // All have an entry, but for want of room; the root has one only where that is all cgroups.
+    // SAFETY: read only to see whether it is there.
+    unsafe { CGRP_IDENT.get(cgroup).is_some() || CGRP_IDENT.get(ROOT_CGROUP).is_some() }
+}
+
 #[inline(always)]
 fn of_side(entry: &IdentEntry, side: u32) -> Option<IdentSlot> {
     let slot = if side & 1 == 0 { entry.slots[0] } else { entry.slots[1] };

@@ -38,7 +38,10 @@ pub struct Config {
     pub fast_refusal: bool,
     /// Whether devices of workloads with a network of their own are guarded.
     pub guard_devices: bool,
-    /// Whether that is by TCX where the kernel has it; else it is by filters of `clsact`.
+    /// Whether what processes of the host's own network send past their sockets is judged; if it is not said, that is so
+    /// where the whole host is guarded.
+    pub guard_host: Option<bool>,
+    /// Whether devices are guarded by TCX where the kernel has it; else it is by filters of `clsact`.
     pub tcx: bool,
     /// Whether the built-in `dns` is on: every workload may ask the resolvers, udp and tcp 53.
     pub dns: bool,
@@ -94,6 +97,7 @@ impl Default for Config {
             events_file: "/var/log/eastwall/events.ndjson".into(),
             fast_refusal: true,
             guard_devices: true,
+            guard_host: None,
             tcx: true,
             dns: true,
             dns_resolvers: None,
@@ -172,6 +176,9 @@ impl Config {
         if !self.scope.starts_with('/') || (self.scope.len() > 1 && self.scope.ends_with('/')) {
             return wrong("scope", "must be a cgroup path that begins with `/` and does not end with one");
         }
+        if self.guard_host == Some(true) && !self.guard_devices {
+            return wrong("guardHost", "needs `guardDevices`, which is off");
+        }
         if self.event_burst == 0 {
             return wrong("eventBurst", "must be at least 1, or no denial would ever be shown");
         }
@@ -181,6 +188,12 @@ impl Config {
             }
         }
         Ok(self)
+    }
+
+    /// Says whether what processes of the host's own network send past their sockets is judged.
+    #[must_use]
+    pub fn guards_host(&self) -> bool {
+        self.guard_devices && self.guard_host.unwrap_or(self.scope == "/")
     }
 
     /// The directory of the control socket, which also holds the lock and the sequence.

@@ -171,6 +171,8 @@ fn a_socket_that_calls_the_same_address_again_is_judged_again() {
             assert_eq!(scene.other.actor.accept_now(heir), Err(Errno::AGAIN));
             let hook = if family == Family::V4 { Hook::Connect4 } else { Hook::Connect6 };
             assert_eq!(scene.denials().causes(), [(scene.first_hook(hook), Reason::NoRule)]);
+            // It sends its SYN again for as long as it lives.
+            web.close(socket);
             scene.other.actor.close(heir);
         }
     }

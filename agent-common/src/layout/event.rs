@@ -22,6 +22,10 @@ pub enum Hook {
     TcFrom = 7,
     /// TC egress there: what enters the workload.
     TcTo = 8,
+    /// TC egress at a device of the host: what its processes send past their sockets.
+    TcHost = 9,
+    /// cgroup/setsockopt
+    Setsockopt = 10,
 }
 
 impl Hook {
@@ -37,6 +41,8 @@ impl Hook {
             6 => Some(Self::Ingress),
             7 => Some(Self::TcFrom),
             8 => Some(Self::TcTo),
+            9 => Some(Self::TcHost),
+            10 => Some(Self::Setsockopt),
             _ => None,
         }
     }
@@ -53,6 +59,8 @@ impl Hook {
             Self::Ingress => "cgroup_skb/ingress",
             Self::TcFrom => "tc/from",
             Self::TcTo => "tc/to",
+            Self::TcHost => "tc/host",
+            Self::Setsockopt => "setsockopt",
         }
     }
 }

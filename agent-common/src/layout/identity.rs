@@ -66,16 +66,22 @@ layout!(UidKey, size 16, cgroup @ 0, uid @ 8, reserved @ 12);
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
 #[repr(C)]
 pub struct DeviceEntry {
-    /// A cgroup of the workload, whose label is the device's; 0 = no one workload.
+    /// A cgroup of the workload, whose label is the device's; 0 = no one workload; [`HOST_OWNER`].
     pub cgroup: u64,
-    /// [`hardware`] of the device's other end; 0 = not known, and nothing leaves by it.
+    /// [`hardware`] of the device's other end; 0 = not known, and nothing leaves by it. Of a device of the host its own,
+    /// where 0 says that its frames begin with an IP header.
     pub hardware: u64,
-    /// The network namespace at the device's other end, by its id in the namespace of the device.
+    /// The network namespace at the device's other end, by its id in the namespace of the device; of a device of the
+    /// host 0.
     pub netns: u32,
     /// Zero.
     pub reserved: u32,
 }
 layout!(DeviceEntry, size 24, cgroup @ 0, hardware @ 8, netns @ 16, reserved @ 20);
+
+/// In the place of a cgroup, in `dev_owner` and `addr_owner`: the host's own network, which no one workload has. No
+/// cgroup has this number.
+pub const HOST_OWNER: u64 = u64::MAX;
 
 /// An Ethernet address as one number, which is never 0.
 #[inline(always)]

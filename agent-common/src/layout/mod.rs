@@ -39,5 +39,6 @@ pub use flow::{
     fragments_owner, idle_limit, is_of_device, ways,
 };
 pub use identity::{
-    AddrEntry, DeviceEntry, IdentEntry, IdentSlot, PrefixKey, UidKey, addr_flags, flags as ident_flags, hardware,
+    AddrEntry, DeviceEntry, HOST_OWNER, IdentEntry, IdentSlot, PrefixKey, UidKey, addr_flags, flags as ident_flags,
+    hardware,
 };

@@ -100,22 +100,39 @@ pub mod program {
     /// What enters it.
     pub const TC_TO: &str = "ew_tc_to";
 
+    /// What processes of the host send by a device of it past their sockets.
+    pub const TC_HOST: &str = "ew_tc_host";
+    /// setsockopt(2): refuses what would send past that.
+    pub const SETSOCKOPT: &str = "ew_setsockopt";
+
     /// Lets nothing pass: it holds a place for the moment in which another program moves.
     pub const TC_CLOSED: &str = "ew_tc_closed";
 
-    /// Programs for the host's side of devices, in the order in which they are attached.
+    /// Programs for the host's side of workloads' devices, in the order in which they are attached.
     pub const DEVICE: [&str; 2] = [TC_TO, TC_FROM];
+    /// Every program for devices.
+    pub const DEVICES: [&str; 3] = [TC_TO, TC_FROM, TC_HOST];
 
     /// Every program of the guarded cgroup, in the order in which they are attached: the boundary first.
-    pub const ALL: [&str; 9] =
-        [CGROUP_MKDIR, CGROUP_RELEASE, SOCK_CREATE, EGRESS, INGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+    pub const ALL: [&str; 10] = [
+        CGROUP_MKDIR,
+        CGROUP_RELEASE,
+        SOCK_CREATE,
+        EGRESS,
+        INGRESS,
+        SETSOCKOPT,
+        CONNECT4,
+        CONNECT6,
+        SENDMSG4,
+        SENDMSG6,
+    ];
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn the_kernel_keeps_every_name_whole() {
-        for name in super::map::ALL.iter().chain(&super::program::ALL).chain(&super::program::DEVICE) {
+        for name in super::map::ALL.iter().chain(&super::program::ALL).chain(&super::program::DEVICES) {
             assert!(name.len() <= 15, "`{name}` is longer than 15 characters");
         }
     }

@@ -4,4 +4,6 @@ mod cgroup;
 mod skb;
 mod sock_addr;
 mod sock_create;
+mod sockopt;
 mod tc;
+mod tc_host;

@@ -26,10 +26,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
+use super::tc_host;
 use crate::{
     dns, emit,
     flows::{self, Known},
-    fragments, frames,
+    fragments, frames, globals,
     judge::Case,
     maps::DEV_OWNER,
     on_error::{Error, on_error},
@@ -64,8 +65,12 @@ pub fn ew_tc_closed(_ctx: TcContext) -> i32 {
 #[inline(always)]
 fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
     let epoch = policy::epoch();
+    let here = !leaves && globals::guards_host() && tc_host::is_sent_here(skb);
+    if here && tc_host::sent_past_sockets(skb) && tc_host::ew_judge_host(skb, epoch) != TCX_NEXT {
+        return TCX_DROP;
+    }
     // Flows are of one owner of a device: who else becomes that begins without any.
-    if !leaves && passes_to(skb, epoch) {
+    if !leaves && passes_to(skb, epoch, here) {
         return TCX_NEXT;
     }
     // SAFETY: the context.
@@ -82,7 +87,7 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
             ew_judge_from(skb, cgroup, netns, epoch, u32::from(is_own))
         }
     } else {
-        ew_judge_to(skb, cgroup, netns, epoch)
+        ew_judge_to(skb, cgroup, netns, epoch, u32::from(here))
     }
 }
 
@@ -91,31 +96,31 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
 fn passes_from(skb: *mut __sk_buff, device: u64, epoch: u32) -> bool {
     // SAFETY: the context.
     let sender = unsafe { bpf_skb_cgroup_id(skb) };
-    (sender <= who::ROOT_CGROUP || sender == device) && passes(skb, epoch, true)
+    (sender <= who::ROOT_CGROUP || sender == device) && passes(skb, epoch, true, false)
 }
 
 #[inline(never)]
-fn passes_to(skb: *mut __sk_buff, epoch: u32) -> bool {
-    passes(skb, epoch, false)
+fn passes_to(skb: *mut __sk_buff, epoch: u32, here: bool) -> bool {
+    passes(skb, epoch, false, here)
 }
 
 /// Global, so that the verifier checks a judgement by itself and not for every state of the fast path.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ew_judge_from(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, is_own: u32) -> i32 {
-    judge(skb, device, netns, epoch, true, is_own != 0)
+    judge(skb, device, netns, epoch, true, is_own != 0, false)
 }
 
 /// See [`ew_judge_from`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ew_judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32) -> i32 {
-    judge(skb, device, netns, epoch, false, true)
+pub extern "C" fn ew_judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, here: u32) -> i32 {
+    judge(skb, device, netns, epoch, false, true, here != 0)
 }
 
-/// Says whether an ordinary packet belongs to a flow that may pass.
+/// Says whether an ordinary packet belongs to a flow that may pass. `here`: a process of the host sends it.
 #[inline(always)]
-fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
+fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool, here: bool) -> bool {
     let Some(plain) = frames::plain(skb) else {
         return false;
     };
@@ -133,9 +138,11 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool) -> bool {
     };
     // Who calls has the higher port, nearly always: so one look is enough.
     let by_own = src_port > dst_port;
-    by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
+    // See `Place::forged`.
+    let may_call = !(here && !tc_host::is_of_host(&src, 0));
+    by_own && may_call && is_live(&mut key, epoch, leaves, tcp_flags, false)
         || !flows::asks(proto, tcp_flags, None) && is_live(&mut key, epoch, leaves, tcp_flags, true)
-        || !by_own && is_live(&mut key, epoch, leaves, tcp_flags, false)
+        || !by_own && may_call && is_live(&mut key, epoch, leaves, tcp_flags, false)
 }
 
 #[inline(always)]
@@ -144,7 +151,7 @@ fn is_live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bo
 }
 
 #[inline(always)]
-fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool, is_own: bool) -> i32 {
+fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool, is_own: bool, here: bool) -> i32 {
     // Without a socket there is no owner of one: it is the cgroup's name.
     let slot = who::slot_of(device, || u32::MAX, epoch & 1);
     let mut case = Case::new(if leaves { Hook::TcFrom } else { Hook::TcTo }, leaves, device, slot, epoch);
@@ -180,50 +187,80 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool,
     }
     // Who shares a device takes no part in the flows of another.
     let owner = device_owner(case.ifindex, if device == 0 { case.cgroup } else { 0 });
+    let forged = here && !tc_host::is_of_host(&case.peer_addr, 0);
+    judge_flow::<false>(skb, &mut case, said, Place { owner, sharer, netns, forged })
+}
+
+/// Where a packet passes.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Whose its flow is, of [`FlowKey::owner`].
+    pub owner: u64,
+    /// Who uses up room for datagrams in pieces: a cgroup, or 0 for the workload of the device.
+    pub sharer: u64,
+    /// The network namespace of the workload behind the device; none of a device of the host.
+    pub netns: u32,
+    /// A process of the host sends it, and by another source than the host's: it calls nobody by that. Where the callee
+    /// of a workload's flow was translated into the host, its answers have such a source.
+    pub forged: bool,
+}
+
+/// Judges a packet whose source is the sender's: by its flow, and else by policy. `said` is of
+/// [`frames::ew_read_frame`].
+#[inline(always)]
+pub fn judge_flow<const HOST: bool>(skb: *mut __sk_buff, case: &mut Case, said: u32, place: Place) -> i32 {
+    let Place { owner, sharer, netns, forged } = place;
+    let leaves = HOST || case.leaves;
     let is_first = said == frames::FIRST_FRAGMENT;
-    if is_first && !fragments::begins(skb, &case, sharer) {
-        return finish(skb, &case, &Decision::deny(Reason::Fragment));
+    if is_first && !fragments::begins(skb, case, sharer) {
+        return finish(skb, case, &Decision::deny(Reason::Fragment));
     }
     let mut decision = on_error(&Error::NoFlow);
     // A workload is no router: it may not advertise itself as one, nor redirect.
     if leaves && case.as_icmp().is_of_router() {
-        return finish(skb, &case, &decision);
+        return finish(skb, case, &decision);
     }
     // An error is part of the flow that it is about, whatever a rule says.
     if case.as_icmp().is_icmp_error() {
         return match if leaves {
-            quotes::flow::<true>(skb, &case, owner)
+            quotes::flow::<true>(skb, case, owner)
         } else {
-            quotes::flow::<false>(skb, &case, owner)
+            quotes::flow::<false>(skb, case, owner)
         } {
             frames::PACKET => TCX_NEXT,
-            quotes::NO_FLOW => finish(skb, &case, &decision),
-            failed => finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
+            quotes::NO_FLOW => finish(skb, case, &decision),
+            failed => finish(skb, case, &on_error(&Error::Frame(frames::error(failed)))),
         };
     }
-    match ew_tc_look_up(&raw mut case, owner) {
-        PASSES if !is_first || fragments::approve(skb, &case, sharer) => {
-            if !leaves {
-                ew_tc_hear_answer(skb, &raw const case);
-            }
-            return TCX_NEXT;
-        }
-        PASSES => return finish(skb, &case, &on_error(&Error::FlowTableFull)),
-        ASKS => {}
-        _ if case.proto == proto::TCP && ew_tc_is_open(skb, &raw mut case, netns) != 0 => {}
-        _ => return finish(skb, &case, &decision),
+    let known = ew_tc_look_up(&raw mut *case, owner);
+    match known {
+        PASSES | ASKS => {}
+        _ if !HOST && case.proto == proto::TCP && ew_tc_is_open(skb, &raw mut *case, netns) != 0 => {}
+        _ => return finish(skb, case, &decision),
     }
-    decide(&mut case, &mut decision);
+    if forged && matches!(case.role, Role::Callee) {
+        return finish(skb, case, &Decision::deny(Reason::SpoofedSource));
+    }
+    if known == PASSES {
+        if is_first && !fragments::approve(skb, case, sharer) {
+            return finish(skb, case, &on_error(&Error::FlowTableFull));
+        }
+        if !leaves {
+            ew_tc_hear_answer(skb, &raw const *case);
+        }
+        return TCX_NEXT;
+    }
+    decide::<HOST>(skb, case, &mut decision);
     if matches!(case.typed_mode().apply(&decision), Verdict::Allow)
-        && !(ew_tc_remember(&raw const case, decision.valid_until.0, owner) != 0
-            && (!is_first || fragments::approve(skb, &case, sharer)))
+        && !(ew_tc_remember(&raw const *case, decision.valid_until.0, owner) != 0
+            && (!is_first || fragments::approve(skb, case, sharer)))
     {
         // A flow that is not recorded has replies that look like new flows.
         decision = on_error(&Error::FlowTableFull);
     }
-    let code = finish(skb, &case, &decision);
+    let code = finish(skb, case, &decision);
     if !leaves && code == TCX_NEXT {
-        ew_tc_hear_answer(skb, &raw const case);
+        ew_tc_hear_answer(skb, &raw const *case);
     }
     code
 }
@@ -232,7 +269,7 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool,
 /// an advertisement is about. One that several have, of which none may send by it, is asked for by each. Whoever tries
 /// out an address has none yet: RFC 5227, section 2.1.1; RFC 4862, section 5.4.2.
 #[inline(never)]
-fn speaks_for_itself(skb: *mut __sk_buff, case: &Case, said: u32, device: u64) -> bool {
+pub fn speaks_for_itself(skb: *mut __sk_buff, case: &Case, said: u32, device: u64) -> bool {
     let is_own = |addr: &Addr| matches!(peer::owner_of(addr), Some(owner) if owner == device || owner == 0);
     let is_none = case.local_addr == [0; 2] || case.local_addr == NO_V4;
     if said == frames::ARP {
@@ -433,8 +470,12 @@ const fn ends(case: &Case) -> bool {
 
 /// Names the other end and decides. A frame of its own: the stack holds 512 bytes over all frames.
 #[inline(never)]
-fn decide(case: &mut Case, decision: &mut Decision) {
-    ew_tc_name_peer(case);
+fn decide<const HOST: bool>(skb: *mut __sk_buff, case: &mut Case, decision: &mut Decision) {
+    if HOST {
+        tc_host::ew_host_name_peer(skb, case);
+    } else {
+        ew_tc_name_peer(case);
+    }
     case.decide(decision);
 }
 
@@ -452,7 +493,7 @@ pub extern "C" fn ew_tc_name_peer(case: *mut Case) -> u32 {
 
 /// Applies the mode, reports a denial, returns the hook's code.
 #[inline(always)]
-fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
+pub fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
     let verdict = case.conclude(decision, |verdict| {
         ew_tc_report(skb, case, emit::told(decision, verdict), decision.rule.0);
     });

@@ -11,7 +11,7 @@ use std::{
 
 use agent_common::{
     id::IdentityId,
-    layout::{PrefixKey, hardware, ident_flags},
+    layout::{HOST_OWNER, PrefixKey, hardware, ident_flags},
 };
 use anyhow::{Context as _, Result};
 use tracing::info;
@@ -22,7 +22,7 @@ use crate::{
     control::wire::GuardedDevice,
     datapath::{self, DatapathError},
     events::escape::escape,
-    identity::devices::{Device, Inside, Known, Network, Owned, Owners, owners, ways_out},
+    identity::devices::{Device, Host, Inside, Known, Network, Owned, Owners, own_by_host, owners, ways_out},
     policy::{ask::octets, map_state::MapState, names},
     sources::{
         devices::{Devices, DevicesError, Link},
@@ -45,6 +45,8 @@ const QUIET_NS: u64 = 10_000_000_000;
 const LOOKS_MAX: usize = 3;
 /// A name has 15 bytes, each at most four characters when it is escaped.
 const NAME_CHARS_MAX: usize = 60;
+/// In the place of a workload.
+const HOST: &str = "(host)";
 /// Kinds of devices that have another end.
 const KINDS: [&str; 2] = ["veth", "netkit"];
 
@@ -158,9 +160,9 @@ impl Core {
             return self.own(Owners::default());
         };
         let mut tries = 0;
-        let View { devices, networks, unread } = loop {
+        let View { devices, networks, host, unread } = loop {
             self.watch.stale = false;
-            let found = look(source, &self.roster)?;
+            let found = look(source, &self.roster, self.config.guards_host())?;
             tries += 1;
             // Numbers of namespaces are given again: what changed meanwhile may be a mixture.
             while source.changed()? {
@@ -172,6 +174,7 @@ impl Core {
         };
         let known = Known { labels: &self.labels.cgroups, whole_host: self.config.scope == "/" };
         let mut owners = owners(&devices, &networks, known, &self.watch.owners);
+        own_by_host(&mut owners, &host);
         owners.problems.extend(unread);
         self.own(owners)
     }
@@ -249,19 +252,24 @@ impl Core {
 
     /// What is guarded, for `devices`.
     pub(super) fn guarded(&self) -> Vec<GuardedDevice> {
-        let Owners { devices, addresses, .. } = self.watch.owners();
+        let owners = self.watch.owners();
         let row = |owned: &Owned| {
+            let is_host = owned.cgroup == HOST_OWNER;
             let name = self.labels.cgroups.get(&owned.cgroup).and_then(|slot| self.labels.names.get(&slot.id));
-            let of_it = addresses.iter().filter(|(_, cgroup)| owned.cgroup != 0 && **cgroup == owned.cgroup);
+            let of_it = owners.of_workloads().filter(|(_, cgroup)| owned.cgroup != 0 && *cgroup == owned.cgroup);
             GuardedDevice {
                 device: escape(owned.device.name.as_bytes(), NAME_CHARS_MAX).text,
                 index: owned.device.index,
-                workload: name.map_or_else(|| "unknown".to_owned(), |name| name.short.clone()),
-                cgroup: owned.cgroup,
+                workload: match name {
+                    _ if is_host => HOST.to_owned(),
+                    Some(name) => name.short.clone(),
+                    None => names::UNKNOWN.to_owned(),
+                },
+                cgroup: if is_host { 0 } else { owned.cgroup },
                 addresses: of_it.map(|(address, _)| address_of(address)).collect(),
             }
         };
-        let mut rows: Vec<GuardedDevice> = devices.values().map(row).collect();
+        let mut rows: Vec<GuardedDevice> = owners.devices.values().map(row).collect();
         rows.sort_by(|a, b| a.device.cmp(&b.device));
         rows
     }
@@ -273,7 +281,9 @@ impl Core {
         let now = clock::boot_seconds();
         for address in asked {
             let addr = octets(*address);
-            if self.watch.owners.addresses.contains_key(&addr) || state.peers.names(address.to_canonical()).is_some() {
+            if self.watch.owners.addresses.get(&addr).is_some_and(|&owner| owner != HOST_OWNER)
+                || state.peers.names(address.to_canonical()).is_some()
+            {
                 continue;
             }
             if let Some(names) = self.datapath.dns_names(&addr)? {
@@ -298,11 +308,11 @@ impl Core {
 
     /// Who has which address, for what is decided outside of the kernel.
     pub(super) fn named_addresses(&self) -> BTreeMap<[u8; 16], IdentityId> {
-        let id = |cgroup: &u64| {
-            let slot = self.labels.cgroups.get(cgroup).filter(|slot| slot.flags & ident_flags::LABELLED != 0);
+        let id = |cgroup: u64| {
+            let slot = self.labels.cgroups.get(&cgroup).filter(|slot| slot.flags & ident_flags::LABELLED != 0);
             slot.map_or(IdentityId::UNKNOWN, |slot| slot.id)
         };
-        self.watch.owners.addresses.iter().map(|(address, cgroup)| (*address, id(cgroup))).collect()
+        self.watch.owners.of_workloads().map(|(address, cgroup)| (*address, id(cgroup))).collect()
     }
 }
 
@@ -310,18 +320,29 @@ impl Core {
 struct View {
     devices: Vec<Device>,
     networks: BTreeMap<i32, Network>,
+    host: Host,
     /// What could not be read of single namespaces. A workload can bring that about, and harms none but itself.
     unread: Vec<String>,
 }
 
-fn look(source: &Devices, roster: &Roster) -> Result<View> {
+fn look(source: &Devices, roster: &Roster, with_host: bool) -> Result<View> {
     let links = source.links()?;
+    let mut host = Host::default();
+    if with_host {
+        host.devices = links.iter().map(device_of_host).collect();
+    }
     let peers: HashMap<u32, u32> = links.iter().filter_map(|link| Some((link.index, link.peer?))).collect();
     let mut devices: Vec<Device> = links.into_iter().filter_map(device).collect();
     let wanted: BTreeSet<i32> = devices.iter().map(|device| device.netns).collect();
     let (mut networks, mut unread): (BTreeMap<i32, Network>, _) = (BTreeMap::new(), Vec::new());
     // Of several of one path, all but the last are removed.
     let ids: HashMap<&str, u64> = roster.nodes().map(|node| (node.path.as_str(), node.id)).collect();
+    if with_host {
+        host.addresses = source.own_addresses().unwrap_or_else(|e| {
+            unread.push(format!("no address counts as the host's: {:#}", anyhow::Error::from(e)));
+            Vec::new()
+        });
+    }
     for inhabited in netns::others().context("list the network namespaces")? {
         let here = inhabited.cgroups.iter().filter_map(|path| ids.get(path.as_str())).copied();
         let here: Vec<u64> = here.collect();
@@ -361,7 +382,7 @@ fn look(source: &Devices, roster: &Roster) -> Result<View> {
             }
         }
     }
-    Ok(View { devices, networks, unread })
+    Ok(View { devices, networks, host, unread })
 }
 
 fn addresses(source: &Devices, netns: i32) -> Result<Vec<(IpAddr, Option<u32>)>, DevicesError> {
@@ -372,6 +393,16 @@ fn device(link: Link) -> Option<Device> {
     let Link { index, name, kind, peer_netns, controller, .. } = link;
     KINDS.contains(&kind?.as_str()).then_some(())?;
     Some(Device { index, name: name.to_string_lossy().into_owned(), netns: peer_netns?, controller, hardware: 0 })
+}
+
+fn device_of_host(link: &Link) -> Device {
+    Device {
+        index: link.index,
+        name: link.name.to_string_lossy().into_owned(),
+        netns: 0,
+        controller: None,
+        hardware: link.address.map_or(0, hardware),
+    }
 }
 
 fn not_looked_at(e: DevicesError) -> String {

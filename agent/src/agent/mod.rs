@@ -83,6 +83,7 @@ pub fn run(config: Config) -> Result<()> {
         run: config.run_directory().to_owned(),
         fast_refusal: config.fast_refusal,
         devices: config.guard_devices,
+        host: config.guards_host(),
         tcx: config.tcx,
         kernel_log: config.kernel_log,
         capacity: Capacity {

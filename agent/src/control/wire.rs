@@ -233,6 +233,9 @@ pub struct Status {
     /// Devices of workloads whose frames are judged.
     #[serde(default)]
     pub devices: usize,
+    /// Devices of the host at which what its processes send past their sockets is judged.
+    #[serde(default)]
+    pub host_devices: usize,
     /// Addresses that stand for a workload of this host.
     #[serde(default)]
     pub addresses: usize,
@@ -328,9 +331,9 @@ pub struct GuardedDevice {
     pub device: String,
     /// Its index there.
     pub index: u32,
-    /// Short name of the workload; `unknown` if it is not one alone.
+    /// Short name of the workload; `unknown` if it is not one alone; `(host)` where it leads to none.
     pub workload: String,
-    /// One cgroup of the workload; 0 if it is not one alone.
+    /// One cgroup of the workload; 0 if it is not one alone, or the host.
     pub cgroup: u64,
     /// Addresses that stand for the workload; empty if it is not one alone.
     pub addresses: Vec<IpAddr>,

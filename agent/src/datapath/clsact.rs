@@ -142,7 +142,7 @@ pub fn listed(requests: &mut Requests, name: &str, ifindex: u32) -> io::Result<V
 ///
 /// What the kernel said.
 pub fn remove_pinned(pin: &str) -> io::Result<()> {
-    for name in program::DEVICE {
+    for name in program::DEVICES {
         let index = pin.strip_prefix(name).and_then(|rest| rest.strip_prefix('_')).and_then(|index| index.parse().ok());
         if let Some(index) = index {
             remove(name, index)?;

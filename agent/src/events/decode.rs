@@ -222,8 +222,8 @@ fn check(record: &DenyRecord) -> Result<Denial, InvalidRecord> {
 #[must_use]
 pub const fn is_packet(hook: Hook) -> bool {
     match hook {
-        Hook::Egress | Hook::Ingress | Hook::TcFrom | Hook::TcTo => true,
-        Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 => false,
+        Hook::Egress | Hook::Ingress | Hook::TcFrom | Hook::TcTo | Hook::TcHost => true,
+        Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::Setsockopt => false,
     }
 }
 

@@ -123,6 +123,7 @@ pub fn detail(event: &DenyEvent) -> String {
         Reason::SpoofedSource => "the source is not an address or port of the sender".to_owned(),
         Reason::LinkProtocol => "a frame with a VLAN tag, or of a protocol that is not IP".to_owned(),
         Reason::DeviceMismatch => "the frame came by the device of another workload than its socket's".to_owned(),
+        Reason::Bypass => "a socket option by which frames leave past the programs at the host's devices".to_owned(),
         Reason::Internal => "a table was full or something was missing on our side".to_owned(),
     }
 }

@@ -4,13 +4,15 @@
 //! device and the addresses there. A workload may configure what it likes in its own network, so an address counts
 //! only if the host itself sends what is for it to that device; and since whoever has an address gives it their own
 //! identity, claiming one never lends the identity of another. Two that claim the same: the first keeps it.
+//!
+//! The other devices are the host's, and so are its addresses, whoever else claims one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use agent_common::layout::{IdentSlot, ident_flags};
+use agent_common::layout::{HOST_OWNER, IdentSlot, ident_flags};
 
 use crate::policy::ask::octets;
 
@@ -27,6 +29,15 @@ pub struct Device {
     pub controller: Option<u32>,
     /// The Ethernet address at the other end, as [`agent_common::layout::hardware`] has it; 0 = not known.
     pub hardware: u64,
+}
+
+/// The host's own network.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Host {
+    /// All its devices, those that lead to workloads too; each with its own Ethernet address, and no other end.
+    pub devices: Vec<Device>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A network namespace that some device leads to.
@@ -67,7 +78,7 @@ pub fn ways_out(devices: &[Inside], guarded: &BTreeSet<u32>) -> Vec<String> {
     devices.iter().filter(leads_out).map(said).collect()
 }
 
-/// Who owns what. Cgroups stand for their workload; 0 is no one workload, which is `unknown`.
+/// Who owns what. Cgroups stand for their workload; 0 is no one workload, which is `unknown`; [`HOST_OWNER`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Owners {
     /// By index.
@@ -87,8 +98,22 @@ pub struct Owners {
 pub struct Owned {
     /// The device.
     pub device: Device,
-    /// A cgroup of the workload, or 0.
+    /// A cgroup of the workload, or 0; [`HOST_OWNER`].
     pub cgroup: u64,
+}
+
+impl Owners {
+    /// How many devices lead to workloads, and how many are the host's.
+    #[must_use]
+    pub fn devices_of_each(&self) -> (usize, usize) {
+        let of_host = self.devices.values().filter(|owned| owned.cgroup == HOST_OWNER).count();
+        (self.devices.len() - of_host, of_host)
+    }
+
+    /// The addresses of workloads, with a cgroup of each.
+    pub fn of_workloads(&self) -> impl Iterator<Item = (&[u8; 16], u64)> {
+        self.addresses.iter().map(|(address, cgroup)| (address, *cgroup)).filter(|(_, cgroup)| *cgroup != HOST_OWNER)
+    }
 }
 
 /// What is known about the cgroups of the host.
@@ -142,6 +167,17 @@ pub fn owners(devices: &[Device], networks: &BTreeMap<i32, Network>, known: Know
     }
     owners.problems.sort();
     owners
+}
+
+/// Adds what is the host's: devices that lead to no workload, and addresses.
+pub fn own_by_host(owners: &mut Owners, host: &Host) {
+    for device in &host.devices {
+        owners.devices.entry(device.index).or_insert_with(|| Owned { device: device.clone(), cgroup: HOST_OWNER });
+    }
+    // Those of loopback are any host's, and count by themselves where they are used.
+    for address in host.addresses.iter().filter(|address| !address.is_loopback()) {
+        owners.addresses.insert(octets(*address), HOST_OWNER);
+    }
 }
 
 fn claim(owners: &mut Owners, address: IpAddr, cgroup: u64, before: &Owners) {
@@ -363,5 +399,24 @@ mod tests {
         let owners = owners(&devices, &networks, known, &Owners::default());
         assert_eq!((owners.devices.keys().copied().collect::<Vec<_>>(), owners.addresses.len()), (vec![1], 0));
         assert_eq!(owners.unclaimed, 2);
+    }
+
+    #[test]
+    fn what_leads_to_no_workload_is_the_hosts_and_so_are_its_addresses() {
+        let networks = [(1, network(&[WEB], &[("10.0.0.2", Some(7)), ("fe80::1", None)]))];
+        let mut owners = decide(&[device(7, 1)], &networks, &Owners::default());
+        let addresses = ["192.0.2.1", "127.0.0.1", "::1", "fe80::1"].map(|address| address.parse().unwrap());
+        let host = Host { devices: vec![device(1, 0), device(7, 0)], addresses: addresses.to_vec() };
+        own_by_host(&mut owners, &host);
+        assert_eq!((cgroup_of(&owners, 1), cgroup_of(&owners, 7)), (Some(HOST_OWNER), Some(WEB)));
+        assert_eq!(owners.devices_of_each(), (1, 1));
+        assert_eq!((address(&owners, "192.0.2.1"), address(&owners, "10.0.0.2")), (Some(HOST_OWNER), Some(WEB)));
+        assert_eq!(
+            address(&owners, "fe80::1"),
+            Some(HOST_OWNER),
+            "a workload that claims one of the host's has it not"
+        );
+        assert_eq!((address(&owners, "127.0.0.1"), address(&owners, "::1")), (None, None));
+        assert_eq!(owners.of_workloads().count(), 1);
     }
 }

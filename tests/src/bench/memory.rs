@@ -77,6 +77,7 @@ pub fn hold(args: &[String]) -> anyhow::Result<()> {
         run: Path::new(run).to_owned(),
         fast_refusal: true,
         devices: false,
+        host: false,
         tcx: true,
         kernel_log: false,
         capacity: Capacity::default(),

@@ -63,6 +63,7 @@ impl Places {
             run: self.dir.path().join(name),
             fast_refusal: true,
             devices: true,
+            host: true,
             tcx: true,
             kernel_log: false,
             capacity: Capacity { flows: 1 << 20, prefixes: 1 << 17, ..Capacity::default() },

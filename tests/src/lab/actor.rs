@@ -183,6 +183,15 @@ impl Actor {
     ///
     /// Of setsockopt(2).
     pub fn set_option(&self, socket: Socket, level: i32, name: i32, value: i32) -> Result<(), Errno> {
+        self.set_bytes(socket, level, name, value.to_ne_bytes().to_vec())
+    }
+
+    /// Sets an option of a socket to any bytes.
+    ///
+    /// # Errors
+    ///
+    /// Of setsockopt(2).
+    pub fn set_bytes(&self, socket: Socket, level: i32, name: i32, value: Vec<u8>) -> Result<(), Errno> {
         self.call(&Command::SetOption { socket: socket.0, level, name, value }).map(done)
     }
 

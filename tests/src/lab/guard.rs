@@ -41,6 +41,8 @@ pub struct GuardOptions {
     pub fast_refusal: bool,
     /// The programs for devices.
     pub devices: bool,
+    /// What processes of the host send past their sockets.
+    pub host: bool,
     /// Sizes of the maps.
     pub capacity: Capacity,
     /// Denials of one workload that are reported before they are folded.
@@ -64,6 +66,7 @@ impl Default for GuardOptions {
         Self {
             fast_refusal: true,
             devices: false,
+            host: false,
             capacity: Capacity::default(),
             event_burst: 1 << 30,
             event_per_second: 0,
@@ -128,6 +131,7 @@ impl Guard {
             run: dir.path().to_owned(),
             fast_refusal: options.fast_refusal,
             devices: options.devices,
+            host: options.host,
             tcx: wants_tcx(),
             kernel_log: false,
             capacity: options.capacity,

@@ -109,6 +109,28 @@ impl TwoHosts {
         let far = host("far", &far, "db", &db, ["10.9.1.2", "fd09:1::2"]);
         Some(Self { near, far, lab })
     }
+
+    /// A workload in the network of the near host itself, and one in that of the far host.
+    #[must_use]
+    pub fn residents(&self) -> [Party; 2] {
+        let resident = |host: &HostOf, name, addrs| Party::below(&self.lab, &host.cgroup, name, &host.net, addrs);
+        [resident(&self.near, "node", ["10.8.0.1", "fd08::1"]), resident(&self.far, "peer", ["10.8.0.2", "fd08::2"])]
+    }
+
+    /// The hardware addresses of both ends of a device of the near host: between the hosts, or to `web`.
+    ///
+    /// # Panics
+    ///
+    /// If a device has none.
+    #[must_use]
+    pub fn ethernet(&self, device: &str) -> ([u8; 6], [u8; 6]) {
+        let there = if device == DEVICES[0] {
+            hardware_address(&self.near.party.net, "web0")
+        } else {
+            hardware_address(&self.far.net, device)
+        };
+        (hardware_address(&self.near.net, device), there)
+    }
 }
 
 fn forward(host: &NetNs) {

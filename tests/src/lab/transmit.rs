@@ -30,8 +30,9 @@ impl Transmit {
 
 /// Sends each of the frames by a device, one after another, as many times over as there are `rounds`.
 ///
-/// A full queue is waited for, so that what was sent has left: the kernel has no other way to say that it did not.
-pub(crate) fn send(device: &str, frames: &[Vec<u8>], rounds: u32, by: Transmit) -> io::Result<usize> {
+/// A full queue is waited for if `waits`, so that what was sent has left: the kernel has no other way to say that it did
+/// not.
+pub(crate) fn send(device: &str, frames: &[Vec<u8>], rounds: u32, by: Transmit, waits: bool) -> io::Result<usize> {
     let name = CString::new(device)?;
     // SAFETY: `name` is a string that ends in zero and lives across the call.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -44,13 +45,13 @@ pub(crate) fn send(device: &str, frames: &[Vec<u8>], rounds: u32, by: Transmit) 
     if by == Transmit::Bypass {
         set(&socket, libc::PACKET_QDISC_BYPASS, &1)?;
     }
-    let mut ring = if by == Transmit::Ring { Some(Ring::new(&socket)?) } else { None };
+    let mut ring = if by == Transmit::Ring { Some(Ring::new(&socket, waits)?) } else { None };
     let mut sent = 0;
     for _ in 0..rounds {
         for frame in frames {
             match &mut ring {
                 Some(ring) => ring.put(frame, &socket, &to)?,
-                None => send_one(&socket, &to, frame)?,
+                None => send_one(&socket, &to, frame, waits)?,
             }
             sent += 1;
         }
@@ -62,7 +63,7 @@ pub(crate) fn send(device: &str, frames: &[Vec<u8>], rounds: u32, by: Transmit) 
 }
 
 /// sendto(2); nothing if a ring holds the frames.
-fn send_one(socket: &OwnedFd, to: &libc::sockaddr_ll, frame: &[u8]) -> io::Result<()> {
+fn send_one(socket: &OwnedFd, to: &libc::sockaddr_ll, frame: &[u8], waits: bool) -> io::Result<()> {
     loop {
         // SAFETY: `frame` and `to` are readable for the lengths given, and live across the call.
         let sent = unsafe {
@@ -79,7 +80,7 @@ fn send_one(socket: &OwnedFd, to: &libc::sockaddr_ll, frame: &[u8]) -> io::Resul
             return Ok(());
         }
         match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::ENOBUFS) => thread::yield_now(),
+            e if waits && e.raw_os_error() == Some(libc::ENOBUFS) => thread::yield_now(),
             e => return Err(e),
         }
     }
@@ -107,10 +108,11 @@ const DATA: usize = libc::TPACKET2_HDRLEN - size_of::<libc::sockaddr_ll>();
 struct Ring {
     memory: *mut u8,
     next: usize,
+    waits: bool,
 }
 
 impl Ring {
-    fn new(socket: &OwnedFd) -> io::Result<Self> {
+    fn new(socket: &OwnedFd, waits: bool) -> io::Result<Self> {
         set(socket, libc::PACKET_VERSION, &libc::tpacket_versions::TPACKET_V2)?;
         let request = libc::tpacket_req {
             tp_block_size: SLOT_SIZE * SLOTS_OF_BLOCK,
@@ -126,7 +128,7 @@ impl Ring {
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { memory: memory.cast(), next: 0 })
+        Ok(Self { memory: memory.cast(), next: 0, waits })
     }
 
     /// The header of a slot.
@@ -155,7 +157,7 @@ impl Ring {
     /// Sends what is in the ring, and begins again at the first slot.
     fn flush(&mut self, socket: &OwnedFd, to: &libc::sockaddr_ll) -> io::Result<()> {
         // Returns when the kernel is done with every slot.
-        send_one(socket, to, &[])?;
+        send_one(socket, to, &[], self.waits)?;
         for slot in 0..self.next {
             let header = self.header(slot);
             // SAFETY: inside the mapping.

@@ -146,6 +146,15 @@ pub enum Command {
         /// How they leave.
         by: Transmit,
     },
+    /// Sends a frame once; ENOBUFS if the kernel drops it before it has left.
+    TryFrame {
+        /// The name of the device.
+        device: String,
+        /// From the Ethernet header on.
+        frame: Vec<u8>,
+        /// How it leaves.
+        by: Transmit,
+    },
     /// Moves the actor into another cgroup.
     MoveTo {
         /// Its directory.
@@ -165,7 +174,7 @@ pub enum Command {
         /// The socket.
         socket: u32,
     },
-    /// setsockopt(2) with a number, such as `UDP_SEGMENT`.
+    /// setsockopt(2).
     SetOption {
         /// The socket.
         socket: u32,
@@ -174,7 +183,7 @@ pub enum Command {
         /// The option.
         name: i32,
         /// The value.
-        value: i32,
+        value: Vec<u8>,
     },
     /// sendto(2) with an IPv4 address whose family says AF_UNSPEC.
     SendUnspec {

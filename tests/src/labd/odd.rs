@@ -10,15 +10,14 @@ use std::{
 
 use rustix::{io::Errno, net::SocketAddrAny, thread::UnshareFlags};
 
-/// setsockopt(2) with a number.
-pub(super) fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> Result<(), Errno> {
+/// setsockopt(2).
+pub(super) fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::INVAL)?;
     // SAFETY: `value` is readable for the length given, and lives across the call.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, ptr::from_ref(&value).cast(), LENGTH_OF_NUMBER) };
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if result == 0 { Ok(()) } else { Err(last()) }
 }
 
-const LENGTH_OF_NUMBER: libc::socklen_t = 4;
 const LENGTH_OF_V4: libc::socklen_t = 16;
 
 /// sendto(2) with an address of family 0, which the kernel takes for IPv4.

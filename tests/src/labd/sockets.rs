@@ -71,10 +71,15 @@ impl Sockets {
             }
             Command::SendFrame { device, frame, bypass } => {
                 let by = if *bypass { Transmit::Bypass } else { Transmit::Queue };
-                transmit::send(device, slice::from_ref(frame), 1, by).map(|_| Reply::Done).map_err(|e| errno(&e))?
+                transmit::send(device, slice::from_ref(frame), 1, by, true)
+                    .map(|_| Reply::Done)
+                    .map_err(|e| errno(&e))?
             }
+            Command::TryFrame { device, frame, by } => transmit::send(device, slice::from_ref(frame), 1, *by, false)
+                .map(|_| Reply::Done)
+                .map_err(|e| errno(&e))?,
             Command::HammerFrames { device, frames, rounds, by } => {
-                transmit::send(device, frames, *rounds, *by).map(Reply::Count).map_err(|e| errno(&e))?
+                transmit::send(device, frames, *rounds, *by, true).map(Reply::Count).map_err(|e| errno(&e))?
             }
             Command::MoveTo { cgroup } => {
                 let pid = std::process::id().to_string();
@@ -91,7 +96,7 @@ impl Sockets {
                 return Ok((Reply::Done, Some(copy)));
             }
             Command::SetOption { socket, level, name, value } => {
-                odd::set_option(self.get(*socket)?, *level, *name, *value).map(|()| Reply::Done)?
+                odd::set_option(self.get(*socket)?, *level, *name, value).map(|()| Reply::Done)?
             }
             Command::SendUnspec { socket, to, data } => Reply::Count(odd::send_unspec(self.get(*socket)?, *to, data)?),
             Command::SendFrom { socket, from, to, data } => {

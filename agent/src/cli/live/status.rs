@@ -38,7 +38,7 @@ fn text(s: &Status) -> String {
          modes      {}   (door/exit; without a label: {})\n\
          dns        built-in: {}{}\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
-         devices    {} guarded, {} of workloads here, {} of other hosts'\n\
+         devices    {} of workloads and {} of the host guarded; {} of workloads here, {} of other hosts'\n\
          denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
          last {:<5} {} denials, of them would-deny {}, lost {}\n\
          tampering  {}\n",
@@ -65,6 +65,7 @@ fn text(s: &Status) -> String {
         s.ambiguous,
         s.overrides,
         s.devices,
+        s.host_devices,
         match s.addresses {
             1 => "1 address".to_owned(),
             n => format!("{n} addresses"),

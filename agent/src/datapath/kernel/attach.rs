@@ -21,7 +21,7 @@ impl Datapath {
     /// Returns the programs of an earlier agent that have no pin any more, so that they do not run.
     #[must_use]
     pub fn unpinned(&self) -> Vec<&'static str> {
-        let wanted = program::ALL.into_iter().filter(|name| self.config.fast_refusal || !is_fast_refusal(name));
+        let wanted = program::ALL.into_iter().filter(|name| is_wanted(&self.config, name));
         wanted.filter(|name| !self.pins.link(name).exists()).collect()
     }
 
@@ -34,7 +34,7 @@ impl Datapath {
     pub fn attach(&mut self) -> Result<(), DatapathError> {
         for name in program::ALL {
             let place = Place { program: name, device: None };
-            if !self.config.fast_refusal && is_fast_refusal(name) {
+            if !is_wanted(&self.config, name) {
                 self.take_off(place)?;
             } else if attach_type(name).is_none() || !self.adopt(place)? {
                 // A tracing link takes no other program: the new one is attached beside the old, and
@@ -74,7 +74,7 @@ impl Datapath {
     pub fn missing_links(&self) -> Vec<&'static str> {
         program::ALL
             .into_iter()
-            .filter(|name| self.config.fast_refusal || !is_fast_refusal(name))
+            .filter(|name| is_wanted(&self.config, name))
             .filter(|&program| !self.links.contains_key(&Place { program, device: None }))
             .collect()
     }
@@ -96,8 +96,14 @@ pub(super) fn attach_type(name: &str) -> Option<u32> {
         program::CONNECT6 => Some(11),
         program::SENDMSG4 => Some(14),
         program::SENDMSG6 => Some(15),
+        program::SETSOCKOPT => Some(22),
         _ => None,
     }
+}
+
+/// Says whether a program of the cgroup is to be attached.
+fn is_wanted(config: &DatapathConfig, name: &str) -> bool {
+    (config.fast_refusal || !is_fast_refusal(name)) && (config.host || name != program::SETSOCKOPT)
 }
 
 const fn is_fast_refusal(name: &str) -> bool {
@@ -113,8 +119,12 @@ pub(super) fn load_programs(
     config: &DatapathConfig,
 ) -> Result<BTreeMap<&'static str, u32>, DatapathError> {
     let btf = Btf::from_sys_fs().map_err(|e| DatapathError::Load(e.into()))?;
-    let of_cgroup = program::ALL.into_iter().filter(|name| config.fast_refusal || !is_fast_refusal(name));
-    let of_devices = program::DEVICE.into_iter().chain([program::TC_CLOSED]).filter(|_| config.devices);
+    let of_cgroup = program::ALL.into_iter().filter(|name| is_wanted(config, name));
+    let of_devices = program::DEVICES
+        .into_iter()
+        .filter(|name| config.host || *name != program::TC_HOST)
+        .chain([program::TC_CLOSED])
+        .filter(|_| config.devices);
     let mut numbers = BTreeMap::new();
     for name in of_cgroup.chain(of_devices) {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Program {
@@ -135,6 +145,7 @@ fn load_program(name: &str, program: &mut Program, btf: &Btf) -> Result<(), Prog
         Program::CgroupSkb(p) => p.load(),
         Program::CgroupSock(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSockopt(p) => p.load(),
         Program::SchedClassifier(p) => p.load(),
         Program::BtfTracePoint(p) => {
             p.load(if name == program::CGROUP_MKDIR { "cgroup_mkdir" } else { "cgroup_release" }, btf)

@@ -31,7 +31,10 @@ pub struct DatapathConfig {
     pub fast_refusal: bool,
     /// Whether devices can be guarded.
     pub devices: bool,
-    /// Whether that is by TCX where the kernel has it. Else it is by filters of `clsact`, as on every kernel before 6.6.
+    /// Whether what processes of the host send past their sockets is judged too: at all devices of the host, which must
+    /// then be guarded as [`HOST_OWNER`]'s, and its addresses be owned so.
+    pub host: bool,
+    /// Whether devices are guarded by TCX where the kernel has it. Else it is by filters of `clsact`, as on every kernel before 6.6.
     pub tcx: bool,
     /// Whether the programs say what they do ([`super::Datapath::take_log`]).
     pub kernel_log: bool,

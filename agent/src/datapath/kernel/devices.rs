@@ -8,7 +8,7 @@ use std::{
 
 use agent_common::{
     id::Epoch,
-    layout::{DeviceEntry, is_of_device, names::program},
+    layout::{DeviceEntry, HOST_OWNER, is_of_device, names::program},
 };
 use aya::{Ebpf, programs::SchedClassifier};
 
@@ -23,15 +23,15 @@ use crate::datapath::{
     table::TableError,
 };
 
-/// The host's side of a workload's device, in the caller's network namespace.
+/// The host's side of a workload's device, or a device of the host, in the caller's network namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Device {
     /// Its index there, which no other device has while this one lives.
     pub index: u32,
-    /// The network namespace at its other end, by its id there.
+    /// The network namespace at its other end, by its id there; of a device of the host 0.
     pub netns: i32,
     /// The Ethernet address at its other end, as [`agent_common::layout::hardware`] has it. Frames from another are
-    /// denied; 0 is not known, and all of them are.
+    /// denied; 0 is not known, and all of them are. Of a device of the host its own; 0 is that it has no Ethernet.
     pub hardware: u64,
 }
 
@@ -45,7 +45,8 @@ impl Device {
 impl Datapath {
     /// Judges what leaves and enters a workload by a device from now on: before everything else that is
     /// attached there. `cgroup` is one of the workload's; what it is labelled as, under the policy in force
-    /// and every later one, is the device's identity.
+    /// and every later one, is the device's identity. With [`HOST_OWNER`] for a cgroup, what processes of the host send
+    /// there past their sockets is judged by their own.
     ///
     /// Programs that an earlier agent attached are replaced in place. Connections that are older than the programs
     /// are found by the workload's sockets, and judged like any other.
@@ -61,7 +62,7 @@ impl Datapath {
         if before.is_none_or(|before| before.cgroup != cgroup || before.netns != entry.netns) {
             self.forget_flows(device.index)?;
         }
-        for program in program::DEVICE {
+        for &program in programs_of(cgroup) {
             let place = Place { program, device: Some(device.index) };
             if !self.has_tcx {
                 self.put_filter(place, device.index)?;
@@ -71,7 +72,30 @@ impl Datapath {
                 clsact::remove(program, device.index).map_err(|e| DatapathError::program("detach", program, e))?;
             }
         }
+        // It was the host's and is lent to a workload, or the reverse.
+        let others = program::DEVICES.into_iter().filter(|name| !programs_of(cgroup).contains(name));
+        if before.is_some_and(|before| programs_of(before.cgroup) != programs_of(cgroup)) {
+            for program in others {
+                self.take_off_device(program, device.index)?;
+            }
+        }
         Ok(())
+    }
+
+    /// The programs that belong at a device, by its owner; none at one that is not guarded.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub(super) fn programs_at(&self, index: u32) -> Result<&'static [&'static str], TableError> {
+        Ok(self.dev_owner.get(&index)?.map_or(&[], |owner| programs_of(owner.cgroup)))
+    }
+
+    fn take_off_device(&mut self, program: &'static str, index: u32) -> Result<(), DatapathError> {
+        if !self.has_tcx {
+            clsact::remove(program, index).map_err(|e| DatapathError::program("detach", program, e))?;
+        }
+        self.take_off(Place { program, device: Some(index) })
     }
 
     /// Says whether the programs know a device as one of the workload of a cgroup.
@@ -123,12 +147,8 @@ impl Datapath {
     ///
     /// [`DatapathError`] with the program that is still attached.
     pub fn release_device(&mut self, index: u32) -> Result<(), DatapathError> {
-        for program in program::DEVICE {
-            if !self.has_tcx {
-                let failed = |e| DatapathError::program("detach", program, e);
-                clsact::remove(program, index).map_err(failed)?;
-            }
-            self.take_off(Place { program, device: Some(index) })?;
+        for program in program::DEVICES {
+            self.take_off_device(program, index)?;
         }
         self.dev_owner.remove(&index)?;
         Ok(self.forget_flows(index)?)
@@ -201,6 +221,11 @@ impl Datapath {
         self.in_force = epoch;
         Ok(epoch)
     }
+}
+
+/// The programs at a device of an owner.
+const fn programs_of(cgroup: u64) -> &'static [&'static str] {
+    if cgroup == HOST_OWNER { &[program::TC_HOST] } else { &program::DEVICE }
 }
 
 /// Says whether the kernel has TCX: one that has it says that there is no such device, which is a device's largest index.

@@ -115,12 +115,14 @@ impl Datapath {
             .map_err(|e| DatapathError::Secret(e.into()))?;
         let secret = secret.as_chunks().0.iter().map(|key| u64::from_ne_bytes(*key)).collect::<Vec<_>>();
 
+        let guard_host = u32::from(config.host);
         let mut loader = EbpfLoader::new();
         loader
             .override_global("KEYS", secret.as_slice(), true)
             .override_global("OFF_CGROUP_KN", &kn, true)
             .override_global("OFF_KN_ID", &id, true)
             .override_global("OFF_PARENT", &parent, true)
+            .override_global("GUARD_HOST", &guard_host, true)
             .override_global(log::LEVEL, log::level(config.kernel_log), log::BUILT_IN)
             .map_max_entries(log::RING, log::room(config.kernel_log))
             .map_max_entries(map::CGRP_IDENT, config.capacity.cgroups)

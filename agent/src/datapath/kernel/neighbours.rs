@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Hooks of a cgroup that connections and packets pass: a number of `enum bpf_attach_type`, and its name.
-const HOOKS: [(u32, &str); 10] = [
+const HOOKS: [(u32, &str); 11] = [
     (0, "ingress"),
     (1, "egress"),
     (2, "sock_create"),
@@ -25,6 +25,7 @@ const HOOKS: [(u32, &str); 10] = [
     (11, "connect6"),
     (14, "sendmsg4"),
     (15, "sendmsg6"),
+    (22, "setsockopt"),
 ];
 
 /// A program of others at a place of ours.
@@ -46,7 +47,7 @@ impl Datapath {
     /// [`DatapathError::Program`].
     pub fn neighbours_at_device(&self, index: u32) -> Result<Vec<Neighbour>, DatapathError> {
         let mut found = Vec::new();
-        for name in program::DEVICE {
+        for &name in self.programs_at(index)? {
             let hook = if name == program::TC_FROM { "ingress" } else { "egress" };
             let failed = |e| DatapathError::program("list what runs beside", name, e);
             let Some(mut listed) = self.listed_at_device(&mut None, name, index).map_err(failed)? else {

@@ -228,6 +228,7 @@ const fn rule_kind(reason: Reason) -> RuleKind {
         | Reason::SpoofedSource
         | Reason::LinkProtocol
         | Reason::DeviceMismatch
+        | Reason::Bypass
         | Reason::Internal => RuleKind::Error,
         Reason::Allowed
         | Reason::NoRule

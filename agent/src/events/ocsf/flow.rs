@@ -139,7 +139,12 @@ const fn severity(event: &DenyEvent) -> u8 {
         (Outcome::WouldDeny, _) => 2,
         (
             _,
-            Reason::DenyRule | Reason::OverrideDeny | Reason::SpoofedSource | Reason::DeviceMismatch | Reason::Internal,
+            Reason::DenyRule
+            | Reason::OverrideDeny
+            | Reason::SpoofedSource
+            | Reason::DeviceMismatch
+            | Reason::Bypass
+            | Reason::Internal,
         ) => 4,
         (_, _) => 3,
     }
@@ -211,10 +216,13 @@ fn traffic(event: &DenyEvent) -> Traffic {
         Some(Point::Hook(Hook::Ingress | Hook::TcTo)) => {
             Traffic { packets_in: Some(packets), bytes_in: Some(bytes), ..none }
         }
-        Some(Point::Hook(Hook::Egress | Hook::TcFrom)) => {
+        Some(Point::Hook(Hook::Egress | Hook::TcFrom | Hook::TcHost)) => {
             Traffic { packets_out: Some(packets), bytes_out: Some(bytes), ..none }
         }
-        Some(Point::Hook(Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6) | Point::SockDestroy)
+        Some(
+            Point::Hook(Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::Setsockopt)
+            | Point::SockDestroy,
+        )
         | None => none,
     }
 }

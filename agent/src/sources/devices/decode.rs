@@ -70,9 +70,9 @@ pub(super) fn link(body: &[u8]) -> Result<Link, DecodeError> {
     Ok(Link { index: header.index, name, kind, is_loopback, peer_netns, controller, peer, address })
 }
 
-/// Reads an address. None: one of the loopback device, or of another family, which a kernel without the
-/// one that was asked for answers with.
-pub(super) fn address(body: &[u8], family: AddressFamily, nsid: i32) -> Result<Option<IpAddr>, DecodeError> {
+/// Reads an address, of a namespace or, without an id, of this one. None: one of another's loopback device, or of another
+/// family, which a kernel without the one that was asked for answers with.
+pub(super) fn address(body: &[u8], family: AddressFamily, nsid: Option<i32>) -> Result<Option<IpAddr>, DecodeError> {
     let header = AddressHeader::parse(body)?;
     let (mut local, mut address, mut namespace) = (None, None, None);
     attributes(body, header.buffer_len(), |attribute, value| {
@@ -84,10 +84,10 @@ pub(super) fn address(body: &[u8], family: AddressFamily, nsid: i32) -> Result<O
         }
         Ok(())
     })?;
-    if namespace != Some(nsid) {
+    if namespace != nsid {
         return Err("an address of another network namespace than was asked for".into());
     }
-    if header.family != family || header.index == LOOPBACK {
+    if header.family != family || nsid.is_some() && header.index == LOOPBACK {
         return Ok(None);
     }
     // Where both are given, the other is the far end of a point-to-point device.
@@ -247,15 +247,21 @@ mod tests {
         // A label that no library can read is the workload's to choose.
         let label = AddressAttribute::Other(DefaultNla::new(3, b"\xff\0".to_vec()));
         let both = vec![AddressAttribute::Address(far), AddressAttribute::Local(near), label, here()];
-        assert_eq!(address(&given(v4, 2, both.clone()), v4, 5).unwrap(), Some(near));
-        assert_eq!(address(&given(v6, 2, vec![here(), AddressAttribute::Address(six)]), v6, 5).unwrap(), Some(six));
-        assert_eq!(address(&given(v4, LOOPBACK, both.clone()), v4, 5).unwrap(), None);
-        assert_eq!(address(&given(v4, 2, both.clone()), v6, 5).unwrap(), None, "a kernel without IPv6");
-        address(&given(v4, 2, both), v4, 6).unwrap_err();
-        address(&given(v4, 2, vec![AddressAttribute::Local(near)]), v4, 5).unwrap_err();
-        address(&given(v4, 2, vec![here()]), v4, 5).unwrap_err();
+        assert_eq!(address(&given(v4, 2, both.clone()), v4, Some(5)).unwrap(), Some(near));
+        assert_eq!(
+            address(&given(v6, 2, vec![here(), AddressAttribute::Address(six)]), v6, Some(5)).unwrap(),
+            Some(six)
+        );
+        assert_eq!(address(&given(v4, LOOPBACK, both.clone()), v4, Some(5)).unwrap(), None);
+        assert_eq!(address(&given(v4, 2, both.clone()), v6, Some(5)).unwrap(), None, "a kernel without IPv6");
+        address(&given(v4, 2, both.clone()), v4, Some(6)).unwrap_err();
+        address(&given(v4, 2, both), v4, None).unwrap_err();
+        let own = |index| address(&given(v4, index, vec![AddressAttribute::Local(near)]), v4, None).unwrap();
+        assert_eq!((own(2), own(LOOPBACK)), (Some(near), Some(near)), "of this namespace all count");
+        address(&given(v4, 2, vec![AddressAttribute::Local(near)]), v4, Some(5)).unwrap_err();
+        address(&given(v4, 2, vec![here()]), v4, Some(5)).unwrap_err();
         let odd = AddressAttribute::Other(DefaultNla::new(libc::IFA_LOCAL, vec![10, 0, 0]));
-        address(&given(v4, 2, vec![odd, here()]), v4, 5).unwrap_err();
+        address(&given(v4, 2, vec![odd, here()]), v4, Some(5)).unwrap_err();
     }
 
     #[test]
@@ -290,7 +296,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_bytes_are_nothing_panics(body: Vec<u8>) {
-            let _ = (link(&body), address(&body, AddressFamily::Inet, 0), nsid(&body), way(&body));
+            let _ = (link(&body), address(&body, AddressFamily::Inet, Some(0)), nsid(&body), way(&body));
         }
     }
 }

@@ -36,6 +36,9 @@ const LINKS_MAX: usize = 1 << 16;
 /// namespace can add millions.
 const ADDRESSES_MAX: usize = 1 << 12;
 
+/// Most addresses of the host itself, for each family: a proxy for services gives it one for each of them.
+const OWN_ADDRESSES_MAX: usize = 1 << 13;
+
 /// How often a list is asked for that changes while the kernel writes it.
 const TRIES_MAX: usize = 8;
 
@@ -157,19 +160,35 @@ impl Devices {
     ///
     /// [`DevicesError::NoNamespace`] if none has that id (any more); else as [`Self::links`].
     pub fn addresses(&self, nsid: i32) -> Result<Vec<IpAddr>, DevicesError> {
+        self.addresses_of(Some(nsid), ADDRESSES_MAX)
+    }
+
+    /// Lists the IPv4 and IPv6 addresses of the namespace itself, with those of its loopback device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::links`].
+    pub fn own_addresses(&self) -> Result<Vec<IpAddr>, DevicesError> {
+        self.addresses_of(None, OWN_ADDRESSES_MAX)
+    }
+
+    fn addresses_of(&self, nsid: Option<i32>, max: usize) -> Result<Vec<IpAddr>, DevicesError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = AddressMessage::default();
             message.header.family = family;
-            message.attributes = vec![AddressAttribute::TargetNetNsId(nsid)];
-            let what = format!("the addresses of network namespace {nsid}");
-            let failed = |source: io::Error| match source.raw_os_error() {
-                Some(libc::EINVAL) => DevicesError::NoNamespace { nsid },
+            message.attributes = nsid.into_iter().map(AddressAttribute::TargetNetNsId).collect();
+            let what = nsid.map_or_else(
+                || "the addresses of the host".to_owned(),
+                |nsid| format!("the addresses of network namespace {nsid}"),
+            );
+            let failed = |source: io::Error| match (source.raw_os_error(), nsid) {
+                (Some(libc::EINVAL), Some(nsid)) => DevicesError::NoNamespace { nsid },
                 _ => DevicesError::Ask { what: what.clone(), source },
             };
             let message = RouteNetlinkMessage::GetAddress(message);
             let read = |body: &[u8]| decode::address(body, family, nsid);
-            found.append(&mut self.list(&what, ADDRESSES_MAX, &message, failed, read)?);
+            found.append(&mut self.list(&what, max, &message, failed, read)?);
         }
         Ok(found)
     }
