@@ -6,4 +6,5 @@ mod sock_addr;
 mod sock_create;
 mod sockopt;
 mod tc;
+mod tc_flow;
 mod tc_host;

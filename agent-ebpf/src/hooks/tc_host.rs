@@ -17,7 +17,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use super::tc;
+use super::{tc, tc_flow};
 use crate::{
     fragments, frames, globals,
     headers::{self, Skb},
@@ -93,20 +93,25 @@ pub extern "C" fn ew_judge_host(skb: *mut __sk_buff, epoch: u32) -> i32 {
         return if is_of_host(&case.local_addr, ifindex) || is_elsewhere(skb, epoch) {
             TCX_NEXT
         } else {
-            tc::finish(skb, &case, &Decision::deny(Reason::SpoofedSource))
+            tc_flow::finish(skb, &case, &Decision::deny(Reason::SpoofedSource))
         };
     }
     match said {
         frames::PACKET | frames::FIRST_FRAGMENT => {}
         frames::LATER_FRAGMENT if fragments::follows(skb, &case, sender) => return TCX_NEXT,
         frames::ARP | frames::NEIGHBOUR if tc::speaks_for_itself(skb, &case, said, HOST_OWNER) => return TCX_NEXT,
-        frames::ARP | frames::NEIGHBOUR => return tc::finish(skb, &case, &Decision::deny(Reason::SpoofedSource)),
-        failed => return tc::finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
+        frames::ARP | frames::NEIGHBOUR => return tc_flow::finish(skb, &case, &Decision::deny(Reason::SpoofedSource)),
+        failed => return tc_flow::finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
     }
     if !is_of_host(&case.local_addr, ifindex) {
-        return tc::finish(skb, &case, &Decision::deny(Reason::SpoofedSource));
+        return tc_flow::finish(skb, &case, &Decision::deny(Reason::SpoofedSource));
     }
-    tc::judge_flow::<true>(skb, &mut case, said, tc::Place { owner: sender, sharer: sender, netns: 0, forged: false })
+    tc_flow::judge_flow::<true>(
+        skb,
+        &mut case,
+        said,
+        tc_flow::Place { owner: sender, sharer: sender, netns: 0, forged: false },
+    )
 }
 
 /// Reads the frame into the case. What it has for a tag, a device of the host has given it.

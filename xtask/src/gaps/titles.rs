@@ -17,7 +17,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (11, "families of sockets that no hook sees"),
     (12, "raw sockets, with and without a header of their own"),
     (13, "ping sockets"),
-    (14, "frames by AF_PACKET: the sender's device, and the door of the receiver"),
+    (14, "frames by AF_PACKET: the sender's device, those of the host, and the door of the receiver"),
     (15, "a sniffer behind the receiver's device"),
     (17, "AF_VSOCK"),
     (18, "AF_UNIX between workloads"),
