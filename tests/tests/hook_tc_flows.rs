@@ -13,7 +13,7 @@ use tests::{
     frames::{
         FAMILIES, frame, framed, icmp_error, ip_tcp, ip_udp, nothing_arrives, stopped_at_the_exit, with_protocol,
     },
-    lab::{Errno, Family, GuardOptions, Kind, Socket, Transmit, Wall, magic},
+    lab::{Errno, Family, GuardOptions, Kind, Socket, Transmit, Wall, magic, slowness},
     scene::LONG,
 };
 
@@ -322,8 +322,8 @@ fn g63_segments_that_the_kernel_sends_without_a_socket_belong_to_their_flow() {
 
 #[test]
 fn g71_packets_of_any_size_are_judged_alike() {
-    const BULK: u32 = 64;
     let Some(wall) = wall() else { return };
+    let bulks = (64 / slowness()).max(8);
     let ends = [(&wall.web.net, "web0"), (&wall.host, "to-web"), (&wall.host, "to-db"), (&wall.db.net, "db0")];
     for setting in [
         "gso_max_segs 65535 gso_max_size 65536",
@@ -345,9 +345,9 @@ fn g71_packets_of_any_size_are_judged_alike() {
             let ours = wall.web.actor.tcp_connect(at, LONG).unwrap();
             let theirs = wall.db.actor.accept(listener).unwrap();
             let bulk = vec![b'.'; 60_000];
-            wall.db.actor.begin(&theirs.drain_command(bulk.len() * BULK as usize, LONG), None);
-            assert_eq!(wall.web.actor.hammer(ours, None, BULK, &bulk), Ok(BULK as usize));
-            assert_eq!(wall.db.actor.end_count(), Ok(bulk.len() * BULK as usize), "{setting} {family:?}");
+            wall.db.actor.begin(&theirs.drain_command(bulk.len() * bulks as usize, LONG), None);
+            assert_eq!(wall.web.actor.hammer(ours, None, bulks, &bulk), Ok(bulks as usize));
+            assert_eq!(wall.db.actor.end_count(), Ok(bulk.len() * bulks as usize), "{setting} {family:?}");
             assert_eq!(denied(at), [], "{setting} {family:?}");
             // One send, and ten datagrams of it.
             let (receiver, to) = wall.db.udp(family);

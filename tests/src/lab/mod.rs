@@ -135,8 +135,17 @@ impl Lab {
 /// If `EASTWALL_SLOW` is no number.
 #[must_use]
 pub fn patience(bound: Duration) -> Duration {
-    let times = std::env::var("EASTWALL_SLOW").map_or(1, |times| times.parse().expect("EASTWALL_SLOW is a number"));
-    bound * times
+    bound * slowness()
+}
+
+/// Says how many times slower this machine is than a usual one: `EASTWALL_SLOW`.
+///
+/// # Panics
+///
+/// If `EASTWALL_SLOW` is no number.
+#[must_use]
+pub fn slowness() -> u32 {
+    std::env::var("EASTWALL_SLOW").map_or(1, |times| times.parse().expect("EASTWALL_SLOW is a number"))
 }
 
 /// Says whether devices are guarded by TCX where the kernel has it; with `EASTWALL_TCX=0` they are not, as on older kernels.

@@ -68,10 +68,11 @@ impl Wall {
     ///
     /// If the kernel refuses.
     pub fn guard_devices(&self) {
+        // First, as an agent does: what is under way meanwhile comes from them.
+        self.give_addresses();
         for (device, party) in self.devices.iter().zip([&self.web, &self.db]) {
             self.guard_device(device, party.cgroup.id());
         }
-        self.give_addresses();
     }
 
     /// Puts the programs at a device of the workload of a cgroup; 0 is several.
