@@ -26,6 +26,7 @@ mod on_error;
 mod peer;
 mod policy;
 mod quotes;
+mod reset;
 mod sockets;
 mod who;
 

@@ -6,7 +6,8 @@ use agent_common::{
     addr::Addr,
     layout::{
         AddrEntry, AddrNames, DNS_NAMES_MAX, DenyCounter, DenyKey, DenyRecord, DenyStat, DeviceEntry, EdgeEntry,
-        EdgeKey, FlowKey, FlowState, IdentEntry, NameKey, PrefixKey, RuleStat, Settings, SockState, SpillEntry, UidKey,
+        EdgeKey, FlowKey, FlowState, IdentEntry, NameKey, PrefixKey, ResetRecord, RuleStat, Settings, SockState,
+        SpillEntry, UidKey,
     },
     parse::dns,
 };
@@ -138,6 +139,10 @@ pub static DENY_FOLDED: bm::HashMap<[u64; 2], DenyStat, 32_768, NO_PREALLOC> = b
 /// agent walks the tree.
 #[btf_map(name = "cgroup_events")]
 pub static CGROUP_EVENTS: bm::RingBuf<[u64; 3], 262_144> = bm::RingBuf::new();
+
+/// Calls that the agent is to answer for a door. Full: those callers hear nothing.
+#[btf_map(name = "resets")]
+pub static RESETS: bm::RingBuf<ResetRecord, 65_536> = bm::RingBuf::new();
 
 /// Index in `deny_counts` of cgroup events that were lost.
 pub const CGROUP_EVENTS_LOST: u32 = 15;

@@ -51,6 +51,13 @@ pub fn any(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
     (!sk.is_null()).then_some(sk)
 }
 
+/// Says whether the agent sends a packet by a socket of its own, to answer for a door.
+#[inline(always)]
+pub fn answers(skb: *mut __sk_buff) -> bool {
+    // SAFETY: storage of a live socket.
+    full(skb).and_then(stored).is_some_and(|stored| unsafe { (*stored).answers } != 0)
+}
+
 /// Returns the storage of a socket, making it if there is none; `None` if memory is short.
 #[inline(always)]
 pub fn storage(sk: *mut bpf_sock) -> Option<*mut SockState> {

@@ -144,6 +144,12 @@ fn g14_frames_of_the_hosts_own_network_are_judged_at_its_devices() {
         host.peer.actor.close(receiver);
     }
     host.apply("enforce", CLOSED);
+    let dhcp = |to: &str| {
+        let (from, to) = ("0.0.0.0:68".parse().unwrap(), to.parse().unwrap());
+        host.send(UPLINK, &ip_udp(from, to, b"give me an address"), Transmit::Queue)
+    };
+    assert_eq!(dhcp("255.255.255.255:67"), Ok(()), "or the host could get no address");
+    assert_eq!(["255.255.255.255:68", "10.8.0.2:67"].map(dhcp), [Err(Errno::NOBUFS); 2]);
     let denied = |host: &Host, what: &str, port: u16| {
         for family in FAMILIES {
             let (receiver, to) = host.peer.udp(family);

@@ -128,12 +128,14 @@ pub struct SockState {
     pub maker_known: u8,
     /// IP protocol of a socket that has had a verdict: TCP or UDP, and what it is does not change.
     pub proto: u8,
+    /// 1 = a socket by which an agent answers for doors ([`super::ResetRecord`]); written by it alone.
+    pub answers: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 layout!(SockState, size 88, peer_addr @ 0, peer_port @ 16, local_port @ 18, epoch @ 20, valid_until @ 24, seen @ 28,
     seal @ 32, cgroup @ 40, netns @ 48, pid @ 56, uid @ 60, comm @ 64, sticky_role @ 80, maker_known @ 81,
-    proto @ 82, reserved @ 83);
+    proto @ 82, answers @ 83, reserved @ 84);
 
 /// Key of `flows`: a flow seen from one end.
 ///

@@ -28,6 +28,7 @@ mod event;
 mod flow;
 mod identity;
 pub mod names;
+mod reset;
 
 pub use config::{DenyCounter, Settings};
 pub use dns::{AddrNames, DNS_NAMES_MAX, DNS_TEXT_BYTES, DNS_TEXT_MAX, DNS_TTL_MAX, DNS_TTL_MIN, NameKey};
@@ -42,3 +43,4 @@ pub use identity::{
     AddrEntry, DeviceEntry, HOST_OWNER, IdentEntry, IdentSlot, PrefixKey, UidKey, addr_flags, flags as ident_flags,
     hardware,
 };
+pub use reset::ResetRecord;

@@ -46,9 +46,11 @@ pub mod map {
     pub const DENY_FOLDED: &str = "deny_folded";
     /// Ring buffer: cgroup made or released.
     pub const CGROUP_EVENTS: &str = "cgroup_events";
+    /// Ring buffer of [`super::super::ResetRecord`].
+    pub const RESETS: &str = "resets";
 
     /// Every map, in the order in which they are pinned.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 23] = [
         EDGES,
         SPILL,
         ADDR_EXT,
@@ -71,6 +73,7 @@ pub mod map {
         DENY_BUDGET,
         DENY_FOLDED,
         CGROUP_EVENTS,
+        RESETS,
     ];
 }
 

@@ -24,7 +24,7 @@ use crate::{
     memory,
     on_error::{Error, on_error},
     peer::{self, Peer},
-    policy,
+    policy, reset,
     sockets::{self, Tuple, state},
     who,
 };
@@ -116,14 +116,15 @@ pub extern "C" fn ew_skb_read(skb: *mut __sk_buff, case: *mut Case) -> u32 {
 
 /// Says whether the packet is one that the kernel sends or takes by itself: built-in `icmp-errors`.
 ///
-/// - A reset without payload. It ends flows and opens none; without it the peer of a cut flow hangs.
+/// - A reset without payload. It ends flows and opens none; without it the peer of a cut flow hangs. The agent sends some
+///   in the place of a door.
 /// - From the kernel's own sockets: neighbour and listener discovery.
 /// - From the root cgroup only, where the kernel's control sockets live: ICMP errors, and echo replies over loopback,
 ///   whose request the caller's exit has judged.
 #[inline(always)]
 fn kernel_answers(skb: *mut __sk_buff, case: &Case) -> bool {
     if case.proto == proto::TCP && case.tcp_flags & tcp::RST != 0 && case.has_payload == 0 {
-        return case.cgroup == who::ROOT_CGROUP || tcp_socket(skb).is_some();
+        return case.cgroup == who::ROOT_CGROUP || tcp_socket(skb).is_some() || sockets::answers(skb);
     }
     if case.leaves && case.as_icmp().is_neighbour_discovery() {
         return case.cgroup == who::ROOT_CGROUP || is_kernels(skb);
@@ -419,9 +420,13 @@ fn passes(case: &Case, decision: &Decision) -> bool {
 /// Applies the mode, reports a denial, returns the hook's code.
 #[inline(always)]
 fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
-    case.conclude(decision, |verdict| {
+    let verdict = case.conclude(decision, |verdict| {
         ew_skb_report(skb, case, emit::told(decision, verdict), decision.rule.0);
-    }) as i32
+    });
+    if matches!(verdict, Verdict::Deny) && reset::is_due(case) {
+        reset::ew_ask_reset(skb, case, 0);
+    }
+    verdict as i32
 }
 
 /// A frame of its own.

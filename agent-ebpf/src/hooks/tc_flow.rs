@@ -21,7 +21,7 @@ use crate::{
     fragments, frames,
     judge::Case,
     on_error::{Error, on_error},
-    peer, policy, quotes,
+    peer, policy, quotes, reset,
     sockets::{self, Tuple},
 };
 
@@ -236,7 +236,13 @@ pub fn finish(skb: *mut __sk_buff, case: &Case, decision: &Decision) -> i32 {
     let verdict = case.conclude(decision, |verdict| {
         ew_tc_report(skb, case, emit::told(decision, verdict), decision.rule.0);
     });
-    if matches!(verdict, Verdict::Allow) { TCX_NEXT } else { TCX_DROP }
+    if matches!(verdict, Verdict::Allow) {
+        return TCX_NEXT;
+    }
+    if reset::is_due(case) {
+        reset::ew_ask_reset(skb, case, HEADER_BYTES as u32);
+    }
+    TCX_DROP
 }
 
 /// A frame of its own.

@@ -6,6 +6,7 @@
 
 use agent_common::{
     addr,
+    flow::proto,
     layout::{HOST_OWNER, Hook},
     parse::{Packet, Piece, frame},
     verdict::{Decision, Reason},
@@ -36,6 +37,8 @@ const LOOPBACK: u32 = 1;
 const AF_PACKET: u32 = 17;
 /// 0.0.0.0.
 const NO_V4: Addr = addr::mapped(0);
+/// 255.255.255.255.
+const ALL_HOSTS: Addr = addr::mapped(u32::MAX);
 
 /// Judges what a process of the host sends past its socket.
 #[classifier]
@@ -74,6 +77,14 @@ pub fn is_of_host(addr: &Addr, ifindex: u32) -> bool {
         || peer::owner_of(addr) == Some(HOST_OWNER)
 }
 
+/// Says whether the host asks for an address of its own: RFC 2131, section 4.1. Without one there is no way to the host
+/// by which a policy could be put right.
+const fn asks_for_address(case: &Case) -> bool {
+    let is_from_none = case.local_addr[0] == NO_V4[0] && case.local_addr[1] == NO_V4[1];
+    let is_to_all = case.peer_addr[0] == ALL_HOSTS[0] && case.peer_addr[1] == ALL_HOSTS[1];
+    is_from_none && is_to_all && case.proto == proto::UDP && case.local_port == 68 && case.peer_port == 67
+}
+
 /// Judges a frame that [`sent_past_sockets`] speaks of. Global, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -90,7 +101,7 @@ pub extern "C" fn ew_judge_host(skb: *mut __sk_buff, epoch: u32) -> i32 {
     let said = ew_host_read(skb, &raw mut case);
     if !is_frame_made(skb) {
         // The exit of the cgroup has judged the rest.
-        return if is_of_host(&case.local_addr, ifindex) || is_elsewhere(skb, epoch) {
+        return if is_of_host(&case.local_addr, ifindex) || is_elsewhere(skb, epoch) || sockets::answers(skb) {
             TCX_NEXT
         } else {
             tc_flow::finish(skb, &case, &Decision::deny(Reason::SpoofedSource))
@@ -102,6 +113,9 @@ pub extern "C" fn ew_judge_host(skb: *mut __sk_buff, epoch: u32) -> i32 {
         frames::ARP | frames::NEIGHBOUR if tc::speaks_for_itself(skb, &case, said, HOST_OWNER) => return TCX_NEXT,
         frames::ARP | frames::NEIGHBOUR => return tc_flow::finish(skb, &case, &Decision::deny(Reason::SpoofedSource)),
         failed => return tc_flow::finish(skb, &case, &on_error(&Error::Frame(frames::error(failed)))),
+    }
+    if said == frames::PACKET && asks_for_address(&case) {
+        return TCX_NEXT;
     }
     if !is_of_host(&case.local_addr, ifindex) {
         return tc_flow::finish(skb, &case, &Decision::deny(Reason::SpoofedSource));

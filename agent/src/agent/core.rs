@@ -20,6 +20,7 @@ use super::{
     inbox::{Inbox, Input},
     overrides::{Overrides, override_data},
     recent::History,
+    resets::Resets,
     roster::Roster,
     store::Store,
     surroundings::Surroundings,
@@ -73,6 +74,8 @@ pub struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Ring,
     pub(super) cgroups: Ring,
+    pub(super) resets_due: Ring,
+    pub(super) resets: Resets,
     pub(super) kernel_log: Option<KernelLog>,
     pub(super) started_ns: u64,
     pub(super) applied_ns: u64,
@@ -126,6 +129,7 @@ impl Core {
         loop {
             self.wait(inbox, next_tick)?;
             self.drain_events();
+            self.answer_calls();
             if self.learn_cgroups() {
                 self.watch.look_soon();
             }
@@ -165,8 +169,8 @@ impl Core {
         let left = left.min(self.upkeep.wait_ns(now));
         let nanos = i64::try_from(left).unwrap_or(0);
         let timeout = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
-        let (inbox, events, cgroups) = (inbox.as_fd(), self.events.as_fd(), self.cgroups.as_fd());
-        let fds = [inbox, events, cgroups].into_iter().chain(self.kernel_log.iter().map(AsFd::as_fd));
+        let rings = [&self.events, &self.cgroups, &self.resets_due].map(AsFd::as_fd);
+        let fds = rings.into_iter().chain([inbox.as_fd()]).chain(self.kernel_log.iter().map(AsFd::as_fd));
         let fds = fds.chain(self.watch.fd());
         let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match poll(&mut fds, Some(&timeout)) {

@@ -10,6 +10,7 @@ pub mod inbox;
 mod overrides;
 mod peers;
 mod recent;
+mod resets;
 mod resolvers;
 mod roster;
 mod store;
@@ -20,6 +21,7 @@ mod tamper;
 use std::{fs, io, path::Path, sync::Arc, thread};
 
 use anyhow::{Context as _, Result, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use self::{
@@ -100,6 +102,7 @@ pub fn run(config: Config) -> Result<()> {
         "make the control socket; nothing was attached or changed, since nobody could have told this agent to stop",
     )?;
     let (events, cgroups) = datapath.take_events().zip(datapath.take_cgroup_events()).context("take the rings")?;
+    let resets_due = datapath.take_resets().context("take the ring of calls to answer")?;
 
     let kernel_log = datapath.take_log();
 
@@ -137,6 +140,8 @@ pub fn run(config: Config) -> Result<()> {
         shared: Arc::clone(&shared),
         events,
         cgroups,
+        resets_due,
+        resets: Default::default(),
         kernel_log,
         started_ns: now,
         applied_ns: now,
@@ -195,12 +200,14 @@ fn serve(
     let served = runtime.block_on(async {
         let access = server::Access { mount, shared, node };
         let listener = socket.listen().context("listen at the control socket")?;
+        // Before anybody is told that there is an agent to stop.
+        let signals = Signals::listen()?;
         notify("READY=1");
         info!(socket = %config.control_socket.display(), "ready");
         let serving = server::serve(listener, outside.clone(), pipeline, access);
         tokio::select! {
             () = serving => Err(anyhow!("the control server ended")),
-            result = signals(&outside, &writer) => result,
+            () = signals.heed(&outside, &writer) => Ok(()),
             _ = looks_no_more => Err(anyhow!("the reconcile thread ended")),
         }
     });
@@ -323,19 +330,34 @@ fn node(config: &Config, host: &str) -> Node {
     }
 }
 
-async fn signals(outside: &inbox::Outside, writer: &sinks::WriterHandle) -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => {
-                writer.reopen();
-                if !outside.send(Input::Reload) {
-                    warn!("the reconcile thread is busy; the directory is read again within a second anyway");
+/// What others tell a running agent by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Listens from now on: what came before has ended the process.
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("listen for SIGHUP")?,
+        })
+    }
+
+    /// Waits for the one that says to stop.
+    async fn heed(mut self, outside: &inbox::Outside, writer: &sinks::WriterHandle) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    writer.reopen();
+                    if !outside.send(Input::Reload) {
+                        warn!("the reconcile thread is busy; the directory is read again within a second anyway");
+                    }
                 }
             }
         }

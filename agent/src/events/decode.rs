@@ -312,7 +312,7 @@ mod tests {
         for (record, error) in [
             (DenyRecord { version: 9, ..valid }, InvalidRecord::Version(9)),
             (DenyRecord { hook: 0, ..valid }, InvalidRecord::Hook(0)),
-            (DenyRecord { hook: 9, ..valid }, InvalidRecord::Hook(9)),
+            (DenyRecord { hook: 99, ..valid }, InvalidRecord::Hook(99)),
             (DenyRecord { direction: 2, ..valid }, InvalidRecord::Direction(2)),
             (DenyRecord { mode: 3, ..valid }, InvalidRecord::Mode(3)),
             (DenyRecord { reason: 0, ..valid }, InvalidRecord::Reason(0)),

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
 };
 
 use agent_common::{
     id::RuleNumber,
-    layout::{DenyCounter, DenyKey, DenyStat, FlowKey, FlowState, RuleStat, idle_limit, names::map},
+    layout::{DenyCounter, DenyKey, DenyStat, FlowKey, FlowState, RuleStat, SockState, idle_limit, names::map},
 };
 use aya::maps::RingBuf;
 
@@ -104,6 +104,24 @@ impl Datapath {
     #[must_use]
     pub fn take_cgroup_events(&mut self) -> Option<Ring> {
         self.take_ring(map::CGROUP_EVENTS)
+    }
+
+    /// Takes the ring of calls that are to be answered for a door; once.
+    #[must_use]
+    pub fn take_resets(&mut self) -> Option<Ring> {
+        self.take_ring(map::RESETS)
+    }
+
+    /// Lets a raw socket of this process answer for doors: what it sends is judged as theirs.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn let_answer(&self, socket: BorrowedFd<'_>) -> Result<(), TableError> {
+        let sockets: Table<i32, SockState> = Table::open(&self.pins.map(map::SOCKETS), map::SOCKETS)?;
+        let fd = socket.as_raw_fd();
+        let stored = sockets.get(&fd)?.unwrap_or_default();
+        sockets.put(&fd, &SockState { answers: 1, ..stored })
     }
 
     /// Takes what the programs say; once, and only if they were loaded to say something.

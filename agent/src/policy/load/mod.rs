@@ -178,13 +178,8 @@ impl Loader {
         let text = text?;
         match text.as_str() {
             "drop" => return Some(OnDeny::Drop),
-            // The hooks of sockets can drop a packet and send none: a policy that asks for more than is done
-            // would be believed.
-            "reset" => {
-                let message = "`onDeny: reset` is not built yet: a door can only be silent; write drop";
-                self.findings.push(Finding::new(Code::E01, text.at.clone(), message.to_owned()));
-            }
-            _ => self.choice(text, "`onDeny`", &["drop"]),
+            "reset" => return Some(OnDeny::Reset),
+            _ => self.choice(text, "`onDeny`", &["drop", "reset"]),
         }
         None
     }

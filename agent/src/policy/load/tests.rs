@@ -226,9 +226,11 @@ fn trust_domains_agree_and_defaults_stand_once() {
 }
 
 #[test]
-fn an_answer_to_a_denied_caller_that_nobody_gives_is_not_promised() {
-    refused(&format!("  defaults: {{ onDeny: reset }}\n{TWO}"), &[("E01", "is not built yet")]);
-    refused(&format!("  defaults: {{ onDeny: dorp }}\n{TWO}"), &[("E01", "drop")]);
+fn an_answer_to_a_denied_caller_is_one_of_those_that_are_given() {
+    let text = document(&format!("  defaults: {{ onDeny: reset }}\n{TWO}"));
+    let reset = load(&[("f.yaml", &text)]).unwrap();
+    assert!(reset.policy.workloads.values().all(|workload| workload.on_deny == OnDeny::Reset));
+    refused(&format!("  defaults: {{ onDeny: dorp }}\n{TWO}"), &[("E01", "write drop, reset")]);
 }
 
 #[test]
