@@ -211,3 +211,36 @@ fn a_file_that_cannot_be_used_changes_nothing_and_is_named() {
     hosts.near.party.actor.send_to(sender, to, b"to the world").unwrap();
     assert_eq!(near.agent.status().problems, Vec::<String>::new());
 }
+
+#[test]
+fn a_door_without_shared_peers_takes_nobody_by_the_name_of_a_neighbour() {
+    let Some(hosts) = TwoHosts::open() else { return };
+    let shared = WEB.to_owned() + "  - { workload: other, addresses: [10.9.0.1, \"fd09::1\"] }\n";
+    let far = guard(&hosts, &hosts.far, &shared, 2);
+    let (web, db) = (&hosts.near.party, &hosts.far.party);
+    let alone = policy(&hosts, OPEN).replace("/db }", "/db }, sharedPeers: deny");
+    for family in FAMILIES {
+        let ((sender, _), (receiver, to)) = (web.udp(family), db.udp(family));
+        far.agent.apply(&policy(&hosts, OPEN));
+        web.actor.send_to(sender, to, b"as any member").unwrap();
+        assert_eq!(db.actor.receive(receiver, 1).unwrap()[0].data, b"as any member");
+        far.agent.apply(&alone);
+        let magic = magic();
+        let mut sniffer = db.watch(&magic);
+        web.actor.send_to(sender, to, &magic).unwrap();
+        assert_eq!(sniffer.arrived(), 0);
+        assert!(!arrives(&hosts, receiver));
+    }
+    far.agent.event("the denial at the door", |e| e["status_code"] == json!("no-rule"));
+    // Whose address it is alone may call as ever.
+    fs::write(&far.peers, WEB).unwrap();
+    let end = Instant::now() + LONG;
+    let ((sender, _), (receiver, to)) = (web.udp(Family::V4), db.udp(Family::V4));
+    loop {
+        web.actor.send_to(sender, to, b"alone").unwrap();
+        if arrives(&hosts, receiver) {
+            return;
+        }
+        assert!(Instant::now() < end, "{}", far.agent.log());
+    }
+}

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    model::{Action, Cidr, External, OnDeny, Policy, PortRange, Rule, Selector, Workload},
+    model::{Action, Cidr, External, OnDeny, Policy, PortRange, Rule, Selector, SharedPeers, Workload},
     time,
 };
 
@@ -54,12 +54,13 @@ pub fn value(policy: &Policy) -> Value {
 }
 
 fn workload(workload: &Workload) -> Value {
-    let Workload { name, id, select, ports, ingress_mode, egress_mode, on_deny: answer, owner, place: _ } = workload;
+    let Workload { name, id, select, ports, ingress_mode, egress_mode, on_deny: answer, shared_peers, owner, place: _ } =
+        workload;
     let ports: Map<String, Value> =
         ports.iter().map(|(name, range)| (name.clone(), Value::String(range.to_string()))).collect();
     let mut select: Vec<Value> = select.iter().map(selector).collect();
     select.sort_by_key(ToString::to_string);
-    json!({
+    let mut value = json!({
         "name": name,
         "id": id.as_str(),
         "select": select,
@@ -68,7 +69,12 @@ fn workload(workload: &Workload) -> Value {
         "egressMode": egress_mode.name(),
         "onDeny": on_deny(*answer),
         "owner": owner,
-    })
+    });
+    // Those that say nothing of it have the hash that they had before it could be said.
+    if *shared_peers == SharedPeers::Deny {
+        value["sharedPeers"] = "deny".into();
+    }
+    value
 }
 
 fn selector(selector: &Selector) -> Value {

@@ -45,6 +45,8 @@ pub struct DefaultsFile {
     pub unknown_mode: Option<Text>,
     /// `onDeny`.
     pub on_deny: Option<Text>,
+    /// `sharedPeers`.
+    pub shared_peers: Option<Text>,
 }
 
 /// An item of `spec.workloads`.
@@ -64,6 +66,8 @@ pub struct WorkloadFile {
     pub egress_mode: Option<Text>,
     /// `onDeny`.
     pub on_deny: Option<Text>,
+    /// `sharedPeers`.
+    pub shared_peers: Option<Text>,
     /// `labels`.
     pub labels: Vec<(Text, Text)>,
     /// `owner`.
@@ -248,8 +252,9 @@ fn defaults(reader: &mut Reader<'_>, node: &Node) -> Option<DefaultsFile> {
     let mode = fields.text(reader, "mode");
     let unknown_mode = fields.text(reader, "unknownMode");
     let on_deny = fields.text(reader, "onDeny");
-    fields.finish(reader, &["mode", "unknownMode", "onDeny"], &["sharedPeers"]);
-    Some(DefaultsFile { at, mode, unknown_mode, on_deny })
+    let shared_peers = fields.text(reader, "sharedPeers");
+    fields.finish(reader, &["mode", "unknownMode", "onDeny", "sharedPeers"], &[]);
+    Some(DefaultsFile { at, mode, unknown_mode, on_deny, shared_peers })
 }
 
 fn workload(reader: &mut Reader<'_>, node: &Node) -> Option<WorkloadFile> {
@@ -261,14 +266,27 @@ fn workload(reader: &mut Reader<'_>, node: &Node) -> Option<WorkloadFile> {
     let ingress_mode = fields.text(reader, "ingressMode");
     let egress_mode = fields.text(reader, "egressMode");
     let on_deny = fields.text(reader, "onDeny");
+    let shared_peers = fields.text(reader, "sharedPeers");
     let labels = fields.take("labels").map(|node| reader.text_map(node, "`labels`")).unwrap_or_default();
     let owner = fields.text(reader, "owner");
-    let known = ["name", "select", "ports", "mode", "ingressMode", "egressMode", "onDeny", "labels", "owner"];
-    fields.finish(reader, &known, &["sharedPeers"]);
+    let known =
+        ["name", "select", "ports", "mode", "ingressMode", "egressMode", "onDeny", "sharedPeers", "labels", "owner"];
+    fields.finish(reader, &known, &[]);
     // A workload whose selector cannot be read still lends its name, or every rule about it would be
     // reported as well.
     let select = select.unwrap_or_else(|| SelectFile::empty(reader.mark(node.at)));
-    Some(WorkloadFile { name: name?, select, ports, mode, ingress_mode, egress_mode, on_deny, labels, owner })
+    Some(WorkloadFile {
+        name: name?,
+        select,
+        ports,
+        mode,
+        ingress_mode,
+        egress_mode,
+        on_deny,
+        shared_peers,
+        labels,
+        owner,
+    })
 }
 
 impl SelectFile {

@@ -44,6 +44,16 @@ pub enum OnDeny {
     Reset,
 }
 
+/// What a door makes of a caller whose address several workloads of another host share.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SharedPeers {
+    /// It may do what any of them may.
+    #[default]
+    AnyMember,
+    /// It is none of them.
+    Deny,
+}
+
 /// A declared workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -61,6 +71,8 @@ pub struct Workload {
     pub egress_mode: Mode,
     /// Answer at the door.
     pub on_deny: OnDeny,
+    /// Callers at the door that share an address.
+    pub shared_peers: SharedPeers,
     /// Free text.
     pub owner: Option<String>,
     /// Where it was written.

@@ -14,6 +14,7 @@ fn workload(name: &str, select: Vec<Selector>) -> (String, Workload) {
         ingress_mode: Mode::Enforce,
         egress_mode: Mode::Audit,
         on_deny: OnDeny::Reset,
+        shared_peers: Default::default(),
         owner: None,
         place: Default::default(),
     };

@@ -28,8 +28,10 @@ pub(super) struct Cast {
     pub(super) dns_names: BTreeMap<NameKey, [IdentityId; DNS_NAMES_MAX]>,
     /// Names for people.
     pub(super) names: BTreeMap<IdentityId, String>,
-    /// The sets that each external is a member of.
+    /// The sets that each external, or workload of another host, is a member of.
     sets: BTreeMap<String, BTreeSet<IdentityId>>,
+    /// Of those the sets of workloads that share an address.
+    shared: BTreeSet<IdentityId>,
 }
 
 /// The ends that a name stands for, each with the name under which its ports are looked up.
@@ -54,6 +56,7 @@ impl Cast {
         }
         let mut prefixes = BTreeMap::new();
         let mut sets: BTreeMap<String, BTreeSet<IdentityId>> = BTreeMap::new();
+        let mut shared = BTreeSet::new();
         for (prefix, members) in prefixes::split(policy.externals.values()) {
             let number = together("names", policy, &members, &mut numbers, &mut sets);
             prefixes.insert(prefix, number.unwrap_or(IdentityId::WORLD));
@@ -62,12 +65,13 @@ impl Cast {
         for (address, workloads) in peers.into_iter().flat_map(Peers::iter) {
             let is_known = workloads.iter().all(|name| policy.workloads.contains_key(name));
             let number = is_known.then(|| together("members", policy, workloads, &mut numbers, &mut sets)).flatten();
+            shared.extend(number.filter(|_| workloads.len() > 1));
             let prefix = PrefixKey { bits: 128, addr: octets(address) };
             prefixes.insert(prefix, number.unwrap_or(IdentityId::UNKNOWN));
         }
         let dns_names = dns_names(policy)?;
         if numbers.collisions.is_empty() {
-            Ok(Self { prefixes, dns_names, names: numbers.names, sets })
+            Ok(Self { prefixes, dns_names, names: numbers.names, sets, shared })
         } else {
             Err(numbers.collisions)
         }
@@ -91,6 +95,11 @@ impl Cast {
             self.add(policy, name, &mut ends)?;
         }
         Some(ends)
+    }
+
+    /// Says whether an end is several workloads of another host, of which nobody can tell which one calls.
+    pub(super) fn is_shared(&self, end: IdentityId) -> bool {
+        self.shared.contains(&end)
     }
 
     fn add<'n>(&self, policy: &'n Policy, name: &'n str, ends: &mut Ends<'n>) -> Option<()> {

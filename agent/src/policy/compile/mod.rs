@@ -19,7 +19,7 @@ use self::cast::Cast;
 use super::{
     finding::{Code, Finding, Mark},
     map_state::MapState,
-    model::{Action, Place, Policy, Rule},
+    model::{Action, Place, Policy, Rule, SharedPeers},
     peers::Peers,
     resolvers::Resolvers,
 };
@@ -112,7 +112,9 @@ fn expand(policy: &Policy, cast: &Cast, rules: &[&Rule], boot_to_unix: i64) -> R
                 findings.push(finding(Code::E05, rule, message));
                 break;
             };
-            for &from in from.keys() {
+            let is_closed = policy.workloads.get(*name).is_some_and(|to| to.shared_peers == SharedPeers::Deny);
+            let opens = matches!(rule.action, Action::Allow | Action::OverrideAllow);
+            for &from in from.keys().filter(|&&from| !(opens && is_closed && cast.is_shared(from))) {
                 let ranges = raw.entry(EdgeKey { from, to }).or_default();
                 ranges.extend(ports.iter().map(|p| Range { proto: p.proto, lo: p.lo, hi: p.hi, ..shape }));
             }

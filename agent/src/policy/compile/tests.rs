@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     identity::spiffe::SpiffeId,
     policy::{
+        ask::octets,
         load::load,
         random::{self, Case, Sample},
     },
@@ -283,4 +284,37 @@ fn everyone_who_occurs_has_a_name_for_people() {
     let names: std::collections::BTreeSet<&str> = map.names.values().map(String::as_str).collect();
     assert_eq!(names, ["a", "b", "e", "e+f", "f", "unit/x.service", "world"].into());
     assert!(map.edges.keys().flat_map(|key| [key.from, key.to]).all(|id| map.names.contains_key(&id)));
+}
+
+#[test]
+fn a_door_that_takes_no_shared_callers_opens_for_each_by_its_own_address_alone() {
+    let text = |shared: &str, more: &str| {
+        format!(
+            "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: {{ name: d }}\nspec:\n  trustDomain: t\n  \
+             workloads:\n    - {{ name: web, select: {{ cgroup: /a }} }}\n    - {{ name: log, select: {{ cgroup: /b }} \
+             }}\n    - {{ name: db, select: {{ cgroup: /c }}, sharedPeers: {shared} }}\n    - {{ name: open, select: {{ \
+             cgroup: /d }} }}\n  groups:\n    - {{ name: both, members: [web, log] }}\n  allow:\n    - {{ from: both, \
+             to: db, ports: [tcp/1] }}\n    - {{ from: web, to: open, ports: [tcp/1] }}\n{more}"
+        )
+    };
+    let peers = "peers:\n  - { workload: web, addresses: [10.0.0.1, 10.0.0.9] }\n  - { workload: log, addresses: \
+                 [10.0.0.2, 10.0.0.9] }\n";
+    let peers = Peers::parse("peers.yaml", peers).unwrap();
+    let allowed = |shared: &str, more: &str| -> Vec<bool> {
+        let text = text(shared, more);
+        let policy = load(&[("d.yaml", &text)]).unwrap().policy;
+        let map = compile(&policy, &CompileInput { peers: Some(&peers), ..CompileInput::default() }).unwrap();
+        let address = |text: &str| map.peer_of(&octets(text.parse().unwrap()));
+        let asked = [("10.0.0.1", "db"), ("10.0.0.2", "db"), ("10.0.0.9", "db"), ("10.0.0.9", "open")];
+        let decide = |(from, to): (&str, &str)| {
+            let (from, to) = (address(from), policy.identity_of(to).unwrap());
+            decide(&map, &Flow { from, to, proto: 6, port: 1, direction: Direction::Ingress }, &BootSeconds(5)).allow
+        };
+        asked.map(decide).to_vec()
+    };
+    assert_eq!(allowed("any-member", ""), [true, true, true, true]);
+    assert_eq!(allowed("deny", ""), [true, true, false, true]);
+    assert_eq!(allowed("deny", "    - { from: any, to: db, ports: [tcp/1] }\n"), [true; 4], "an address has that name");
+    let with_deny = "    - { from: any, to: db, ports: [tcp/1] }\n  deny:\n    - { from: log, to: db }\n";
+    assert_eq!(allowed("deny", with_deny), [true, false, false, true], "what one may not, all may not");
 }

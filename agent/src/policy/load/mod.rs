@@ -18,7 +18,7 @@ use super::{
     fields::Text,
     file::{self, DefaultsFile, PolicyFile},
     finding::{Code, Finding, Mark},
-    model::{OnDeny, Policy},
+    model::{OnDeny, Policy, SharedPeers},
 };
 use crate::identity::spiffe::SpiffeId;
 use who::Declared;
@@ -76,6 +76,8 @@ pub fn load_in(files: &[(&str, &str)], trust_domain: Option<&str>) -> Result<Loa
 #[derive(Default)]
 struct Loader {
     policy: Policy,
+    /// For workloads that say nothing of it.
+    default_shared_peers: SharedPeers,
     /// Every declared name.
     declared: BTreeMap<String, Declared>,
     findings: Vec<Finding>,
@@ -151,7 +153,7 @@ impl Loader {
     fn defaults(&mut self, documents: &[PolicyFile]) {
         let mut first: Option<&Mark> = None;
         for defaults in documents.iter().filter_map(|document| document.defaults.as_ref()) {
-            let DefaultsFile { at, mode, unknown_mode, on_deny } = defaults;
+            let DefaultsFile { at, mode, unknown_mode, on_deny, shared_peers } = defaults;
             if let Some(first) = first {
                 let finding = Finding::new(Code::E12, at.clone(), "a second document has `defaults`");
                 self.findings.push(finding.also(first.clone(), "the first one"));
@@ -161,6 +163,7 @@ impl Loader {
             self.policy.default_mode = self.mode(mode.as_ref());
             self.policy.unknown_mode = self.mode(unknown_mode.as_ref());
             self.policy.default_on_deny = self.on_deny(on_deny.as_ref()).unwrap_or_default();
+            self.default_shared_peers = self.shared_peers(shared_peers.as_ref()).unwrap_or_default();
         }
     }
 
@@ -180,6 +183,16 @@ impl Loader {
             "drop" => return Some(OnDeny::Drop),
             "reset" => return Some(OnDeny::Reset),
             _ => self.choice(text, "`onDeny`", &["drop", "reset"]),
+        }
+        None
+    }
+
+    fn shared_peers(&mut self, text: Option<&Text>) -> Option<SharedPeers> {
+        let text = text?;
+        match text.as_str() {
+            "any-member" => return Some(SharedPeers::AnyMember),
+            "deny" => return Some(SharedPeers::Deny),
+            _ => self.choice(text, "`sharedPeers`", &["any-member", "deny"]),
         }
         None
     }

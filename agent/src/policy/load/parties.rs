@@ -45,20 +45,41 @@ impl Loader {
     fn workload(&mut self, file: &WorkloadFile, labels: &mut Labels) {
         let Some(name) = self.declared_here(&file.name) else { return };
         let Ok((_, id)) = names::canonical(&self.policy.trust_domain, &file.name.value) else { return };
-        let WorkloadFile { name: text, select, ports, mode, ingress_mode, egress_mode, on_deny, labels: own, owner } =
-            file;
+        let WorkloadFile {
+            name: text,
+            select,
+            ports,
+            mode,
+            ingress_mode,
+            egress_mode,
+            on_deny,
+            shared_peers,
+            labels: own,
+            owner,
+        } = file;
         let select = self.selectors(select);
         let ports = self.port_names(ports);
         let mode = self.mode(mode.as_ref()).or(self.policy.default_mode).unwrap_or(Mode::Observe);
         let ingress_mode = self.mode(ingress_mode.as_ref()).unwrap_or(mode);
         let egress_mode = self.mode(egress_mode.as_ref()).unwrap_or(mode);
         let on_deny = self.on_deny(on_deny.as_ref()).unwrap_or(self.policy.default_on_deny);
+        let shared_peers = self.shared_peers(shared_peers.as_ref()).unwrap_or(self.default_shared_peers);
         let own = own.iter().map(|(key, value)| (key.value.clone(), value.value.clone())).collect();
         labels.insert(name.clone(), own);
         let owner = owner.as_ref().map(|text| text.value.clone());
         let place = text.at.place.clone();
-        let workload =
-            Workload { name: name.clone(), id, select, ports, ingress_mode, egress_mode, on_deny, owner, place };
+        let workload = Workload {
+            name: name.clone(),
+            id,
+            select,
+            ports,
+            ingress_mode,
+            egress_mode,
+            on_deny,
+            shared_peers,
+            owner,
+            place,
+        };
         self.policy.workloads.insert(name, workload);
     }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::{
     finding::{Sources, render},
-    model::{Action, PortSpec},
+    model::{Action, PortSpec, SharedPeers},
 };
 
 const SHOP: &str = "\
@@ -150,7 +150,7 @@ fn g85_fields_are_strict_and_empty_is_never_everything() {
     refused(&format!("{TWO}  allow: [{{ from: web, to: db }}]\n"), &[("E01", "needs the field `ports`")]);
     refused(&format!("{TWO}  allow: [{{ form: web, to: db, ports: [pg] }}]\n"), &[("E01", "did you mean `from`?")]);
     refused("  defaults: { mode: enforced }\n", &[("E01", "did you mean `enforce`?")]);
-    refused("  defaults: { sharedPeers: deny }\n", &[("E01", "not supported by this version")]);
+    refused("  defaults: { sharedPeers: tag }\n", &[("E01", "write any-member, deny")]);
 }
 
 #[test]
@@ -231,6 +231,15 @@ fn an_answer_to_a_denied_caller_is_one_of_those_that_are_given() {
     let reset = load(&[("f.yaml", &text)]).unwrap();
     assert!(reset.policy.workloads.values().all(|workload| workload.on_deny == OnDeny::Reset));
     refused(&format!("  defaults: {{ onDeny: dorp }}\n{TWO}"), &[("E01", "write drop, reset")]);
+}
+
+#[test]
+fn shared_peers_are_said_for_all_and_for_one() {
+    let one = TWO.replace("pg: tcp/5432 }", "pg: tcp/5432 }, sharedPeers: any-member");
+    let text = document(&format!("  defaults: {{ sharedPeers: deny }}\n{one}"));
+    let loaded = load(&[("f.yaml", &text)]).unwrap();
+    let said = |name: &str| loaded.policy.workloads[name].shared_peers;
+    assert_eq!((said("web"), said("db")), (SharedPeers::Deny, SharedPeers::AnyMember));
 }
 
 #[test]
