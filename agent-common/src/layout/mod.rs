@@ -6,7 +6,10 @@
 //! - Integers are in host order, byte arrays in network order; addresses are 16 bytes, IPv4 mapped.
 
 /// The version of everything below. Raised with every change of a layout; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
+/// The oldest version in which `sockets`, `flows` and `dns_addrs` are as in this one: an agent goes on with what it finds
+/// there. What a newer version means by its own, this one cannot know.
+pub const STATE_SINCE: u32 = 2;
 
 /// Asserts at compile time the size in bytes and the offset of every field.
 macro_rules! layout {

@@ -12,7 +12,7 @@ use std::{
 use agent_common::layout::{IdentSlot, ident_flags};
 use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     devices::Watch,
@@ -80,6 +80,8 @@ pub struct Core {
     pub(super) started_ns: u64,
     pub(super) applied_ns: u64,
     pub(super) adopted: bool,
+    /// Whether another version's programs are attached.
+    pub(super) has_others: bool,
     pub(super) problems: BTreeMap<&'static str, String>,
     pub(super) wall_offset: i64,
     pub(super) history: History,
@@ -298,8 +300,31 @@ impl Core {
         }
     }
 
+    /// Takes off what another version of eastwall has attached, once this one judges wherever that does: two that differ
+    /// both deny.
+    pub(super) fn retire_others(&mut self) {
+        if !self.has_others {
+            return;
+        }
+        let problem = if self.watch.has_failed() {
+            Some("devices are not guarded yet".to_owned())
+        } else {
+            match self.datapath.retire_others() {
+                Ok(links) => {
+                    info!(links, "programs of another version of eastwall are taken off");
+                    self.has_others = false;
+                    None
+                }
+                Err(e) => Some(format!("{:#}", anyhow::Error::from(e))),
+            }
+        };
+        let said = |why| format!("programs of another version of eastwall go on under its last policy: {why}");
+        self.tell("versions", problem.map(said));
+    }
+
     fn try_tick(&mut self) -> Result<(), DatapathError> {
         self.events_tick()?;
+        self.retire_others();
         self.datapath.sweep_flows(clock::flow_tick())?;
         self.sweep_dns()?;
         self.cut_again();

@@ -76,6 +76,11 @@ impl Watch {
         self.source.as_ref().map(|source| source.as_fd())
     }
 
+    /// Says whether something could not be brought into the kernel at the last look.
+    pub(super) const fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     /// Lets the next look come soon.
     pub(super) const fn look_soon(&mut self) {
         self.stale = true;

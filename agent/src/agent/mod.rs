@@ -108,11 +108,12 @@ pub fn run(config: Config) -> Result<()> {
 
     let node = node(&config, &host);
     let boot_id = node.boot_id.clone();
-    let all_unpinned = !adopted && tamper::was_marked(&config, &boot_id);
+    let has_others = !datapath.others()?.is_empty();
+    let all_unpinned = !adopted && !has_others && tamper::was_marked(&config, &boot_id);
     let (sink, opened) = open_sink(&config, node.clone())?;
     let (pipeline, records) = Pipeline::new(pipeline::Config::default(), opened.ledger.clone());
     let writer = sinks::spawn(sink, records, Box::new(clock::now)).context("start the writer of events")?;
-    if !adopted {
+    if !adopted && !has_others {
         // Counters that start at 0 are no loss.
         pipeline.ledger().lock().maps_are_new();
     }
@@ -146,6 +147,7 @@ pub fn run(config: Config) -> Result<()> {
         started_ns: now,
         applied_ns: now,
         adopted,
+        has_others,
         problems: Default::default(),
         wall_offset: 0,
         history: Default::default(),
@@ -240,7 +242,13 @@ impl Core {
             }
         }
         let unpinned = if self.adopted { self.datapath.unpinned() } else { Vec::new() };
+        // Before this version's programs see a packet, and what came to the others until then.
+        self.datapath.take_over()?;
         self.datapath.attach()?;
+        if self.has_others {
+            self.datapath.take_over()?;
+            self.begin_books()?;
+        }
         self.tell_unpinned(&unpinned, all_unpinned);
         // Cgroups made before the tracepoints were attached have no entry: look again, now that every
         // later one has.
@@ -255,7 +263,20 @@ impl Core {
         self.install_names();
         self.look_at_devices();
         self.cut();
+        self.retire_others();
         Ok(problem)
+    }
+
+    /// The counters of this version begin at 0. What both versions have denied since they are attached counts twice, and is
+    /// lost once: nothing goes uncounted.
+    fn begin_books(&self) -> Result<()> {
+        let counts = self.datapath.counts_of_others()?;
+        let mut ledger = self.pipeline.ledger().lock();
+        match counts {
+            Some(counts) => ledger.maps_ended_with(&counts),
+            None => ledger.maps_are_new(),
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_common::layout::LAYOUT_VERSION;
+use agent_common::layout::{LAYOUT_VERSION, STATE_SINCE};
 use rustix::mount::{MountFlags, mount};
 
 use super::{clsact, sys};
@@ -95,6 +95,29 @@ impl Pins {
         Ok(())
     }
 
+    /// The directories beside this one: of versions of eastwall whose maps have other layouts.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`].
+    pub fn others(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let all = self.directory.parent().map_or(Ok(Vec::new()), list)?;
+        Ok(all.into_iter().filter(|version| *version != self.directory).collect())
+    }
+
+    /// Of [`Self::others`] those whose sockets and flows are written as this version's are.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`].
+    pub fn relatives(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let is_relative = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));
+            name.and_then(|n| n.parse().ok()).is_some_and(|n: u32| (STATE_SINCE..LAYOUT_VERSION).contains(&n))
+        };
+        Ok(self.others()?.into_iter().filter(is_relative).collect())
+    }
+
     /// Returns how the directories of the pins stand; `None` if one is gone.
     pub fn state(&self) -> Option<State> {
         let of = |kind| fs::symlink_metadata(self.directory.join(kind)).ok();
@@ -174,19 +197,15 @@ impl Pins {
     pub fn remove_all(directory: &Path) -> Result<usize, PinsError> {
         let mut links = 0;
         for version in list(directory)? {
-            for (kind, counts) in [("links", true), ("maps", false)] {
-                let dir = version.join(kind);
-                for pin in list(&dir)? {
-                    if let Some(name) = pin.file_name().and_then(|name| name.to_str()).filter(|_| counts) {
-                        let failed = |source| PinsError::Io { verb: "detach", path: pin.clone(), source };
-                        clsact::remove_pinned(name).map_err(failed)?;
-                    }
-                    fs::remove_file(&pin).map_err(|source| PinsError::Io { verb: "remove", path: pin, source })?;
-                    links += usize::from(counts);
+            for pin in list(&version.join("links"))? {
+                if let Some(name) = pin.file_name().and_then(|name| name.to_str()) {
+                    let failed = |source| PinsError::Io { verb: "detach", path: pin.clone(), source };
+                    clsact::remove_pinned(name).map_err(failed)?;
                 }
-                remove_dir(&dir)?;
+                fs::remove_file(&pin).map_err(|source| PinsError::Io { verb: "remove", path: pin, source })?;
+                links += 1;
             }
-            remove_dir(&version)?;
+            remove_version(&version)?;
         }
         remove_dir(directory)?;
         Ok(links)
@@ -284,7 +303,27 @@ fn make(path: &Path) -> Result<(), PinsError> {
     Ok(())
 }
 
-fn list(path: &Path) -> Result<Vec<PathBuf>, PinsError> {
+/// Removes the maps of a version, and its directories, once its links are gone.
+///
+/// # Errors
+///
+/// [`PinsError::Io`] with the first path that could not be removed.
+pub fn remove_version(version: &Path) -> Result<(), PinsError> {
+    let maps = version.join("maps");
+    for pin in list(&maps)? {
+        fs::remove_file(&pin).map_err(|source| PinsError::Io { verb: "remove", path: pin, source })?;
+    }
+    remove_dir(&maps)?;
+    remove_dir(&version.join("links"))?;
+    remove_dir(version)
+}
+
+/// Lists a directory of pins; one that is not there is empty.
+///
+/// # Errors
+///
+/// [`PinsError::Io`].
+pub fn list(path: &Path) -> Result<Vec<PathBuf>, PinsError> {
     let failed = |source| PinsError::Io { verb: "list", path: path.to_owned(), source };
     match fs::read_dir(path) {
         Ok(entries) => entries.map(|e| e.map(|e| e.path()).map_err(failed)).collect(),

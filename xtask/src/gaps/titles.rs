@@ -74,6 +74,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (79, "pins and the bpffs that are taken away"),
     (80, "addresses and devices that change hands"),
     (82, "crash, kill and stop of the agent"),
+    (83, "another version, whose maps have other layouts"),
     (84, "half a policy"),
     (85, "a policy that says less, or more, than it seems to"),
     (87, "labels that a workload chooses"),

@@ -10,6 +10,7 @@ mod fill;
 mod held;
 mod links;
 mod neighbours;
+mod others;
 mod read;
 
 use agent_common::{
@@ -116,6 +117,7 @@ impl Datapath {
         let secret = secret.as_chunks().0.iter().map(|key| u64::from_ne_bytes(*key)).collect::<Vec<_>>();
 
         let guard_host = u32::from(config.host);
+        others::share_sockets(&pins)?;
         let mut loader = EbpfLoader::new();
         loader
             .override_global("KEYS", secret.as_slice(), true)

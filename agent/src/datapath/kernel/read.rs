@@ -19,6 +19,15 @@ use crate::datapath::{
     table::{Table, TableError},
 };
 
+/// Adds up the shares of all CPUs in a map of counters.
+pub(super) fn sums(counts: &Table<u32, u64>, cpus: usize) -> Result<[u64; DenyCounter::COUNT as usize], TableError> {
+    let mut sums = [0; DenyCounter::COUNT as usize];
+    for (index, sum) in (0_u32..).zip(&mut sums) {
+        *sum = counts.get_per_cpu(&index, cpus)?.iter().sum();
+    }
+    Ok(sums)
+}
+
 impl Datapath {
     /// Returns the sums of the denials, indexed by [`DenyCounter`].
     ///
@@ -26,11 +35,7 @@ impl Datapath {
     ///
     /// [`TableError`].
     pub fn deny_counts(&self) -> Result<[u64; DenyCounter::COUNT as usize], TableError> {
-        let mut sums = [0; DenyCounter::COUNT as usize];
-        for (index, sum) in (0_u32..).zip(&mut sums) {
-            *sum = self.deny_counts.get_per_cpu(&index, self.cpus)?.iter().sum();
-        }
-        Ok(sums)
+        sums(&self.deny_counts, self.cpus)
     }
 
     /// Returns the hits of the policy in force, by rule number.

@@ -223,6 +223,12 @@ impl Ledger {
         }
     }
 
+    /// As [`Self::maps_are_new`], where the old counters could be read once more.
+    pub fn maps_ended_with(&mut self, last: &KernelCounts) {
+        self.sums.kernel = *last;
+        self.maps_are_new();
+    }
+
     /// Compares what the kernel counted with what left it. Called once a second.
     ///
     /// The books can only be compared when nothing moves: if a counter is what it was a second ago,
