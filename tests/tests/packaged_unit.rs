@@ -28,9 +28,9 @@ fn is(event: &Value, code: &str) -> bool {
 }
 
 #[test]
-fn the_capabilities_of_the_unit_are_enough_to_judge_to_tell_and_to_cut() {
+fn the_capabilities_of_the_unit_are_enough_to_judge_to_tell_to_cut_and_to_answer() {
     let options = AgentOptions { capabilities: Some(capabilities()), ..AgentOptions::default() };
-    let Some(scene) = Scene::open("[{ from: web, to: db, ports: [tcp/5432] }]", &options) else { return };
+    let Some(mut scene) = Scene::open("[{ from: web, to: db, ports: [tcp/5432] }]", &options) else { return };
     let status = fs::read_to_string(format!("/proc/{}/status", scene.agent.pid().unwrap())).unwrap();
     let own = fs::read_to_string("/proc/self/status").unwrap();
     let permitted = |status: &str| status.lines().find(|line| line.starts_with("CapPrm")).unwrap().to_owned();
@@ -49,6 +49,15 @@ fn the_capabilities_of_the_unit_are_enough_to_judge_to_tell_and_to_cut() {
     scene.web.send(connection.caller, b"gone").unwrap_err();
     assert_eq!(scene.agent.status().problems, Vec::<String>::new());
     assert!(!scene.agent.log().contains("not permitted"), "{}", scene.agent.log());
+
+    // Over loopback whoever is in the agent's network gets an answer.
+    scene.agent.stop();
+    scene.agent.live_in(&scene.net);
+    scene.agent.restart();
+    let answers = scene.policy("[{ from: other, to: db, ports: [tcp/1] }]", "");
+    scene.agent.apply(&answers.replace("/web }", "/web }, egressMode: observe").replace("/db }", "/db }, onDeny: reset"));
+    assert_eq!(scene.web.tcp_connect(connection.addr, LONG), Err(Errno::CONNREFUSED));
+    assert_eq!(scene.agent.status().problems, Vec::<String>::new());
 }
 
 #[test]
