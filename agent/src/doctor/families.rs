@@ -79,7 +79,7 @@ fn not_covered(number: u16, name: &'static str) -> Finding {
             "; keep abstract names apart by PrivateNetwork=yes",
         ),
         "AF_PACKET" => (
-            "sends and hears frames past the hooks of sockets; only guarded devices judge them",
+            "hears all that its network gets; what it sends is judged at guarded devices alone",
             "; or take CAP_NET_RAW away",
         ),
         _ => ("sockets of this family can be opened and are seen by no hook", ""),
