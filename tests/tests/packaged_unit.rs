@@ -55,7 +55,9 @@ fn the_capabilities_of_the_unit_are_enough_to_judge_to_tell_to_cut_and_to_answer
     scene.agent.live_in(&scene.net);
     scene.agent.restart();
     let answers = scene.policy("[{ from: other, to: db, ports: [tcp/1] }]", "");
-    scene.agent.apply(&answers.replace("/web }", "/web }, egressMode: observe").replace("/db }", "/db }, onDeny: reset"));
+    scene
+        .agent
+        .apply(&answers.replace("/web }", "/web }, egressMode: observe").replace("/db }", "/db }, onDeny: reset"));
     assert_eq!(scene.web.tcp_connect(connection.addr, LONG), Err(Errno::CONNREFUSED));
     assert_eq!(scene.agent.status().problems, Vec::<String>::new());
 }

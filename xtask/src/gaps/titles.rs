@@ -80,6 +80,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (87, "labels that a workload chooses"),
     (88, "a mode or an override that is left on"),
     (89, "cgroups made while nobody reads"),
+    (90, "a wall clock that is set"),
     (91, "an agent that has frozen"),
     (92, "an agent short of descriptors, memory or disk"),
     (93, "a host that lacks what is needed"),

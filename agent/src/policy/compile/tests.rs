@@ -318,3 +318,31 @@ fn a_door_that_takes_no_shared_callers_opens_for_each_by_its_own_address_alone()
     let with_deny = "    - { from: any, to: db, ports: [tcp/1] }\n  deny:\n    - { from: log, to: db }\n";
     assert_eq!(allowed("deny", with_deny), [true, false, false, true], "what one may not, all may not");
 }
+
+#[test]
+fn g90_a_step_of_the_wall_clock_moves_the_ends_that_are_written_in_it_and_nothing_else() {
+    let text = "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: { name: d }\nspec:\n  trustDomain: t\n  workloads:\n    \
+                - { name: a, select: { cgroup: /a } }\n    - { name: b, select: { cgroup: /b } }\n    - { name: c, select: { \
+                cgroup: /c } }\n  allow:\n    - { from: a, to: b, ports: [any], expires: 2036-01-01T00:00:00Z }\n    - { from: a, \
+                to: c, ports: [any] }\n";
+    let policy = load(&[("d.yaml", text)]).unwrap().policy;
+    let end = policy.rules.iter().find_map(|rule| rule.expires).unwrap();
+    let flow = |to: &str| {
+        let (from, to) = (policy.identity_of("a").unwrap(), policy.identity_of(to).unwrap());
+        Flow { from, to, proto: 6, port: 1, direction: Direction::Egress }
+    };
+    // A machine that has been up for days when the rule ends, by a clock that was right; then it is set.
+    let up = 200_000;
+    for step in [-7_200, -1, 0, 1, 7_200, 80_000] {
+        let boot_to_unix = end - up + step;
+        let map = compile(&policy, &CompileInput { boot_to_unix, ..CompileInput::default() }).unwrap();
+        for around in [-7_201, -1, 0, 1, 7_201] {
+            let boot = up - step + around;
+            let now = BootSeconds(u32::try_from(boot).unwrap());
+            let by_rule = decide(&map, &flow("b"), &now);
+            assert_eq!(by_rule.allow, boot + boot_to_unix < end, "step {step}, {around} s from the end");
+            let for_ever = decide(&map, &flow("c"), &now);
+            assert!(for_ever.allow && for_ever.valid_until == BootSeconds(0), "step {step}");
+        }
+    }
+}
