@@ -201,9 +201,9 @@ fn serve(
 
     let served = runtime.block_on(async {
         let access = server::Access { mount, shared, node };
-        let listener = socket.listen().context("listen at the control socket")?;
-        // Before anybody is told that there is an agent to stop.
+        // Before anybody can see that there is an agent to stop.
         let signals = Signals::listen()?;
+        let listener = socket.listen().context("listen at the control socket")?;
         notify("READY=1");
         info!(socket = %config.control_socket.display(), "ready");
         let serving = server::serve(listener, outside.clone(), pipeline, access);
