@@ -95,6 +95,8 @@ impl Wires {
             ("eth0", ["10.9.1.1/24", "fd09:1::1/64"]),
         );
         host.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).context("forward packets")?;
+        // As over loopback: else a client waits a minute for each port that it has used, and nothing else is measured.
+        nets[0].run(|| fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")).context("use ports again")?;
         let ethernet = (hardware_address(&nets[0], "eth0"), hardware_address(host, "to-client"));
         let devices = [0, 1].map(|end: usize| host.device(["to-client", "to-server"][end], &nets[end], "eth0"));
         Ok(Self { nets, devices, ethernet })
