@@ -415,7 +415,12 @@ fn g14_packets_for_a_device_without_ethernet_are_judged_too() {
         host.node.actor.call(&Command::TryFrame { device, frame, by: Transmit::Queue }).map(|_| ())
     };
     host.agent.apply(&with_tunnel("[{ from: node, to: tunnel, ports: [udp/any] }]"));
-    frame(own, b"allowed").unwrap();
+    // Its address is new, and counts a moment after it is there.
+    let end = Instant::now() + LONG;
+    while frame(own, b"allowed").is_err() {
+        assert!(Instant::now() < end, "{}", host.agent.log());
+        thread::sleep(Duration::from_millis(20));
+    }
     assert!(tun.next_with(b"allowed", LONG).is_some());
     let raw = host.node.actor.socket(Family::V4, Kind::Raw, u32::try_from(libc::IPPROTO_RAW).unwrap()).unwrap();
     host.node.actor.send_to(raw, to, &ip_udp(own, to, b"raw")).unwrap();

@@ -365,8 +365,8 @@ fn g71_packets_of_any_size_are_judged_alike() {
                 wall.web.actor.send(sender, &ten).unwrap();
             });
             assert_eq!(denied(to), [(Hook::TcFrom, Reason::NoRule)], "{setting} {family:?}");
-            // And the rest of a connection.
-            wall.web.actor.hammer(ours, None, 2, &bulk).unwrap();
+            // And the rest of a connection: as much as fits what a socket holds back, however fast this machine is.
+            wall.web.actor.hammer(ours, None, 1, &bulk[..8_000]).unwrap();
             assert_eq!(wall.db.actor.receive_for(theirs, 1, BRIEF), Ok(vec![]), "{setting} {family:?}");
             assert_eq!(denied(at).first(), Some(&(Hook::TcFrom, Reason::NoRule)), "{setting} {family:?}");
             for (actor, socket) in [(&wall.web.actor, ours), (&wall.db.actor, theirs), (&wall.db.actor, listener)] {
