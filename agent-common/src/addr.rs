@@ -47,6 +47,13 @@ pub const fn v4(addr: &Addr) -> Option<u32> {
     if addr[0] == 0 && third == MAPPED { Some(fourth) } else { None }
 }
 
+/// 0.0.0.0, and `::`.
+#[inline(always)]
+#[must_use]
+pub const fn is_unspecified(addr: &Addr) -> bool {
+    addr[0] == 0 && (addr[1] == 0 || addr[1] == mapped(0)[1])
+}
+
 /// 127.0.0.0/8, and `::1`.
 #[inline(always)]
 #[must_use]
@@ -76,14 +83,27 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_what_the_standard_library_says() {
-        for text in ["127.0.0.1", "127.255.0.9", "126.0.0.1", "128.0.0.1", "::1", "::", "::2", "1::1", "0.0.0.1"] {
+    fn loopback_and_no_address_are_what_the_standard_library_says() {
+        for text in [
+            "127.0.0.1",
+            "127.255.0.9",
+            "126.0.0.1",
+            "128.0.0.1",
+            "::1",
+            "::",
+            "::2",
+            "1::1",
+            "0.0.0.1",
+            "0.0.0.0",
+            "1::",
+        ] {
             let ip: IpAddr = text.parse().expect("an address");
             let octets = match ip {
                 IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
                 IpAddr::V6(v6) => v6.octets(),
             };
             assert_eq!(is_loopback(&of_octets(octets)), ip.is_loopback(), "{text}");
+            assert_eq!(is_unspecified(&of_octets(octets)), ip.is_unspecified(), "{text}");
         }
     }
 }

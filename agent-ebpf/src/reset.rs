@@ -3,17 +3,17 @@
 use agent_common::{
     flow::proto,
     layout::{Hook, ResetRecord},
-    parse::tcp,
+    parse::{Source as _, tcp},
 };
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
+use aya_ebpf::bindings::__sk_buff;
 
-use crate::{judge::Case, maps::RESETS, sockets};
+use crate::{headers::Skb, judge::Case, maps::RESETS, sockets};
 
 /// The next header is that of TCP: where IPv6 says so, and how long its header is.
-const V6_NEXT: u32 = 6;
-const V6_BYTES: u32 = 40;
+const V6_NEXT: usize = 6;
+const V6_BYTES: usize = 40;
 /// Where the sequence number is in a header of TCP.
-const SEQUENCE: u32 = 4;
+const SEQUENCE: usize = 4;
 
 /// Says whether a packet that was denied is a call which the workload answers.
 #[inline(always)]
@@ -35,7 +35,7 @@ pub extern "C" fn ew_ask_reset(skb: *mut __sk_buff, case: *const Case, ip: u32) 
     let Some(case) = (unsafe { case.as_ref() }) else {
         return 0;
     };
-    let Some(sequence) = sequence(skb, ip) else {
+    let Some(sequence) = sequence(skb, ip as usize) else {
         return 0;
     };
     let is_socket = case.hook == Hook::Ingress as u8;
@@ -61,20 +61,16 @@ pub extern "C" fn ew_ask_reset(skb: *mut __sk_buff, case: *const Case, ip: u32) 
 
 /// Reads the sequence number of a segment. None: there are extension headers, and whoever uses those can wait.
 #[inline(always)]
-fn sequence(skb: *mut __sk_buff, ip: u32) -> Option<u32> {
-    let [first] = load::<1>(skb, ip)?;
-    let tcp = match first >> 4 {
-        4 => ip + u32::from(first & 15) * 4,
-        6 if load::<1>(skb, ip + V6_NEXT)? == [proto::TCP] => ip + V6_BYTES,
+fn sequence(skb: *mut __sk_buff, ip: usize) -> Option<u32> {
+    let packet = Skb { skb };
+    let (mut first, mut next, mut sequence) = ([0; 1], [0; 1], [0; 4]);
+    if !packet.load(ip, &mut first) {
+        return None;
+    }
+    let tcp = match first[0] >> 4 {
+        4 => ip + (first[0] & 15) as usize * 4,
+        6 if packet.load(ip + V6_NEXT, &mut next) && next[0] == proto::TCP => ip + V6_BYTES,
         _ => return None,
     };
-    load(skb, tcp + SEQUENCE).map(u32::from_be_bytes)
-}
-
-#[inline(always)]
-fn load<const N: usize>(skb: *mut __sk_buff, at: u32) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    // SAFETY: the helper writes as many bytes as there are, or fails.
-    let failed = unsafe { bpf_skb_load_bytes(skb.cast(), at, bytes.as_mut_ptr().cast(), N as u32) };
-    (failed == 0).then_some(bytes)
+    packet.load(tcp + SEQUENCE, &mut sequence).then_some(u32::from_be_bytes(sequence))
 }

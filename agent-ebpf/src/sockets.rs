@@ -26,6 +26,9 @@ pub const DGRAM: u32 = 2;
 /// See [`STREAM`].
 pub const RAW: u32 = 3;
 
+/// The loopback device has this index in every network namespace.
+pub const LOOPBACK: u32 = 1;
+
 /// A look-up in the network namespace of the packet or the caller.
 pub const CURRENT_NETNS: u64 = u64::MAX;
 

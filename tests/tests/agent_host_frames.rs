@@ -448,9 +448,10 @@ fn a_program_that_is_taken_off_a_device_of_the_host_is_put_back() {
     let to = host.peer.at(Family::V4, 7);
     let net = &host.hosts.near.net;
     if wants_tcx() && bpf::has_tcx() {
-        let index = std::fs::read_to_string(format!("/proc/{}/net/dev_mcast", host.node.actor.process().pid()));
-        let line = index.unwrap().lines().find(|line| line.contains(UPLINK)).map(str::to_owned);
-        let index = line.unwrap().split_whitespace().next().unwrap().to_owned();
+        let said = document(&host.agent.cli(&["devices", "-o", "json"]));
+        let uplink =
+            said["devices"].as_array().unwrap().iter().find(|device| device["device"] == json!(UPLINK)).unwrap();
+        let index = &uplink["index"];
         let pin = host.agent.path(format!("bpf/eastwall/v{LAYOUT_VERSION}/links/ew_tc_host_{index}"));
         let link = host.agent.inside(|| open_pin(&pin)).unwrap().unwrap();
         bpf::detach(link.as_fd()).unwrap();

@@ -142,6 +142,14 @@ fn g83_another_version_takes_over_at_devices() {
     assert_eq!(witness.arrived(), 0, "denied payloads");
     net.web.actor.call(&frame(b"allowed", PORT)).unwrap();
     assert_eq!(net.db.actor.receive(receiver, 1).unwrap()[0].data, b"allowed");
+    // A call that is answered only under the next version.
+    let (sender, caller) = net.web.udp(FAMILIES[0]);
+    net.web.actor.send_to(sender, net.db.at(FAMILIES[0], PORT), b"ask").unwrap();
+    assert_eq!(net.db.actor.receive(receiver, 1).unwrap()[0].data, b"ask");
+    replace(&mut agent, LAYOUT_VERSION - 1);
+    agent.wait("the devices are guarded", |agent| agent.status().devices == 2);
+    net.db.actor.send_to(receiver, caller, b"answer").unwrap();
+    assert_eq!(net.web.actor.receive(sender, 1).unwrap()[0].data, b"answer", "a flow that the version before knew");
     agent.apply(&text(CLOSED));
     net.web.actor.call(&frame(b"denied", PORT)).unwrap();
     assert!(net.db.actor.receive_for(receiver, 1, Duration::from_millis(300)).unwrap().is_empty());

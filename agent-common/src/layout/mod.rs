@@ -7,8 +7,8 @@
 
 /// The version of everything below. Raised with every change of a layout; part of the pin path.
 pub const LAYOUT_VERSION: u32 = 3;
-/// The oldest version in which `sockets`, `flows` and `dns_addrs` are as in this one: an agent goes on with what it finds
-/// there. What a newer version means by its own, this one cannot know.
+/// The oldest version in which `sockets`, `dev_owner`, `flows`, `flow_quota` and `dns_addrs` are as in this one: an agent
+/// goes on with what it finds there. What a newer version means by its own, this one cannot know.
 pub const STATE_SINCE: u32 = 2;
 
 /// Asserts at compile time the size in bytes and the offset of every field.

@@ -25,12 +25,9 @@ use crate::{
     on_error::{Error, on_error},
     peer::{self, Peer},
     policy, reset,
-    sockets::{self, Tuple, state},
+    sockets::{self, LOOPBACK, Tuple, state},
     who,
 };
-
-/// The loopback device has this index in every network namespace.
-const LOOPBACK: u32 = 1;
 
 /// Judges what sockets send.
 #[cgroup_skb(egress)]

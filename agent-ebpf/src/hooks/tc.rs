@@ -41,8 +41,6 @@ use crate::{
     who,
 };
 
-/// 0.0.0.0.
-const NO_V4: Addr = addr::mapped(0);
 /// RFC 4861, section 4.4.
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
@@ -199,7 +197,7 @@ fn judge(skb: *mut __sk_buff, device: u64, netns: u32, epoch: u32, leaves: bool,
 #[inline(never)]
 pub fn speaks_for_itself(skb: *mut __sk_buff, case: &Case, said: u32, device: u64) -> bool {
     let is_own = |addr: &Addr| matches!(peer::owner_of(addr), Some(owner) if owner == device || owner == 0);
-    let is_none = case.local_addr == [0; 2] || case.local_addr == NO_V4;
+    let is_none = addr::is_unspecified(&case.local_addr);
     if said == frames::ARP {
         return is_none || is_own(&case.local_addr);
     }

@@ -27,16 +27,12 @@ use crate::{
     on_error::{Error, on_error},
     peer::{self, Peer},
     policy,
-    sockets::{self, Addr, Tuple},
+    sockets::{self, Addr, LOOPBACK, Tuple},
     who,
 };
 
-/// The loopback device has this index in every network namespace.
-const LOOPBACK: u32 = 1;
 /// linux/socket.h
 const AF_PACKET: u32 = 17;
-/// 0.0.0.0.
-const NO_V4: Addr = addr::mapped(0);
 /// 255.255.255.255.
 const ALL_HOSTS: Addr = addr::mapped(u32::MAX);
 
@@ -71,8 +67,7 @@ pub fn sent_past_sockets(skb: *mut __sk_buff) -> bool {
 #[inline(always)]
 pub fn is_of_host(addr: &Addr, ifindex: u32) -> bool {
     // Whoever asks for an address has none yet.
-    addr[0] | addr[1] == 0
-        || addr[0] == NO_V4[0] && addr[1] == NO_V4[1]
+    addr::is_unspecified(addr)
         || ifindex == LOOPBACK && addr::is_loopback(addr)
         || peer::owner_of(addr) == Some(HOST_OWNER)
 }
@@ -80,9 +75,9 @@ pub fn is_of_host(addr: &Addr, ifindex: u32) -> bool {
 /// Says whether the host asks for an address of its own: RFC 2131, section 4.1. Without one there is no way to the host
 /// by which a policy could be put right.
 const fn asks_for_address(case: &Case) -> bool {
-    let is_from_none = case.local_addr[0] == NO_V4[0] && case.local_addr[1] == NO_V4[1];
     let is_to_all = case.peer_addr[0] == ALL_HOSTS[0] && case.peer_addr[1] == ALL_HOSTS[1];
-    is_from_none && is_to_all && case.proto == proto::UDP && case.local_port == 68 && case.peer_port == 67
+    let is_dhcp = case.proto == proto::UDP && case.local_port == 68 && case.peer_port == 67;
+    is_dhcp && is_to_all && addr::v4(&case.local_addr).is_some() && addr::is_unspecified(&case.local_addr)
 }
 
 /// Judges a frame that [`sent_past_sockets`] speaks of. Global, so that the verifier checks it once.

@@ -134,6 +134,7 @@ impl Core {
         let count = |c: DenyCounter| base[c as usize] + counts[c as usize];
         let (suppressed, lost) = (accounting.repeated + accounting.folded, accounting.lost.total());
         let denied = count(DenyCounter::Denied);
+        let (devices, host_devices) = self.watch.owners().devices_of_each();
         let policy = &self.candidate.policy;
         let modes = |i: Mode, e: Mode| format!("{}/{}", i.name(), e.name());
         let missing = self.datapath.missing_links();
@@ -167,8 +168,8 @@ impl Core {
             dns_names: self.state.dns_names.len(),
             dns_addresses: self.dns.live,
             resolvers: self.state.resolvers.addresses().to_vec(),
-            devices: self.watch.owners().devices_of_each().0,
-            host_devices: self.watch.owners().devices_of_each().1,
+            devices,
+            host_devices,
             addresses: self.watch.owners().of_workloads().count(),
             peers: self.state.peers.len(),
             labelled: self.labels.cgroups.values().filter(|s| s.flags & ident_flags::LABELLED != 0).count(),

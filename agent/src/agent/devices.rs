@@ -332,22 +332,20 @@ struct View {
 
 fn look(source: &Devices, roster: &Roster, with_host: bool) -> Result<View> {
     let links = source.links()?;
-    let mut host = Host::default();
+    let (mut host, mut unread) = (Host::default(), Vec::new());
     if with_host {
         host.devices = links.iter().map(device_of_host).collect();
-    }
-    let peers: HashMap<u32, u32> = links.iter().filter_map(|link| Some((link.index, link.peer?))).collect();
-    let mut devices: Vec<Device> = links.into_iter().filter_map(device).collect();
-    let wanted: BTreeSet<i32> = devices.iter().map(|device| device.netns).collect();
-    let (mut networks, mut unread): (BTreeMap<i32, Network>, _) = (BTreeMap::new(), Vec::new());
-    // Of several of one path, all but the last are removed.
-    let ids: HashMap<&str, u64> = roster.nodes().map(|node| (node.path.as_str(), node.id)).collect();
-    if with_host {
         host.addresses = source.own_addresses().unwrap_or_else(|e| {
             unread.push(format!("no address counts as the host's: {:#}", anyhow::Error::from(e)));
             Vec::new()
         });
     }
+    let peers: HashMap<u32, u32> = links.iter().filter_map(|link| Some((link.index, link.peer?))).collect();
+    let mut devices: Vec<Device> = links.into_iter().filter_map(device).collect();
+    let wanted: BTreeSet<i32> = devices.iter().map(|device| device.netns).collect();
+    let mut networks: BTreeMap<i32, Network> = BTreeMap::new();
+    // Of several of one path, all but the last are removed.
+    let ids: HashMap<&str, u64> = roster.nodes().map(|node| (node.path.as_str(), node.id)).collect();
     for inhabited in netns::others().context("list the network namespaces")? {
         let here = inhabited.cgroups.iter().filter_map(|path| ids.get(path.as_str())).copied();
         let here: Vec<u64> = here.collect();

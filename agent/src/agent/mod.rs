@@ -142,7 +142,7 @@ pub fn run(config: Config) -> Result<()> {
         events,
         cgroups,
         resets_due,
-        resets: Default::default(),
+        answers: None,
         kernel_log,
         started_ns: now,
         applied_ns: now,
@@ -227,6 +227,9 @@ impl Core {
     /// the directory's policy, if the last complete one had to take its place. `all_unpinned`: an agent was here, and
     /// nothing of it is.
     fn start(&mut self, candidate: Candidate, all_unpinned: bool) -> Result<Option<String>> {
+        if self.has_others {
+            self.datapath.take_over()?;
+        }
         self.adopt_devices()?;
         let (name, files) = (candidate.policy.name.clone(), candidate.files.clone());
         let mut problem = None;
@@ -242,10 +245,9 @@ impl Core {
             }
         }
         let unpinned = if self.adopted { self.datapath.unpinned() } else { Vec::new() };
-        // Before this version's programs see a packet, and what came to the others until then.
-        self.datapath.take_over()?;
         self.datapath.attach()?;
         if self.has_others {
+            // What came to the others until then.
             self.datapath.take_over()?;
             self.begin_books()?;
         }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    model::{Action, Cidr, External, OnDeny, Policy, PortRange, Rule, Selector, SharedPeers, Workload},
+    model::{Action, Cidr, External, Policy, PortRange, Rule, Selector, SharedPeers, Workload},
     time,
 };
 
@@ -44,7 +44,7 @@ pub fn value(policy: &Policy) -> Value {
         "defaults": {
             "mode": policy.mode_of_derived().name(),
             "unknownMode": unknown_mode.or(*default_mode).unwrap_or(Mode::Observe).name(),
-            "onDeny": on_deny(*default_on_deny),
+            "onDeny": default_on_deny.name(),
         },
         "workloads": workloads.values().map(workload).collect::<Vec<_>>(),
         "externals": externals.values().map(external).collect::<Vec<_>>(),
@@ -54,7 +54,7 @@ pub fn value(policy: &Policy) -> Value {
 }
 
 fn workload(workload: &Workload) -> Value {
-    let Workload { name, id, select, ports, ingress_mode, egress_mode, on_deny: answer, shared_peers, owner, place: _ } =
+    let Workload { name, id, select, ports, ingress_mode, egress_mode, on_deny, shared_peers, owner, place: _ } =
         workload;
     let ports: Map<String, Value> =
         ports.iter().map(|(name, range)| (name.clone(), Value::String(range.to_string()))).collect();
@@ -67,12 +67,12 @@ fn workload(workload: &Workload) -> Value {
         "ports": ports,
         "ingressMode": ingress_mode.name(),
         "egressMode": egress_mode.name(),
-        "onDeny": on_deny(*answer),
+        "onDeny": on_deny.name(),
         "owner": owner,
     });
     // Those that say nothing of it have the hash that they had before it could be said.
     if *shared_peers == SharedPeers::Deny {
-        value["sharedPeers"] = "deny".into();
+        value["sharedPeers"] = shared_peers.name().into();
     }
     value
 }
@@ -106,13 +106,6 @@ fn rule(rule: &Rule) -> Value {
         "owner": owner,
         "ticket": ticket,
     })
-}
-
-const fn on_deny(on_deny: OnDeny) -> &'static str {
-    match on_deny {
-        OnDeny::Drop => "drop",
-        OnDeny::Reset => "reset",
-    }
 }
 
 impl Action {

@@ -44,6 +44,20 @@ pub enum OnDeny {
     Reset,
 }
 
+impl OnDeny {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Drop, Self::Reset];
+
+    /// The word of the policy language.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Reset => "reset",
+        }
+    }
+}
+
 /// What a door makes of a caller whose address several workloads of another host share.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum SharedPeers {
@@ -52,6 +66,20 @@ pub enum SharedPeers {
     AnyMember,
     /// It is none of them.
     Deny,
+}
+
+impl SharedPeers {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::AnyMember, Self::Deny];
+
+    /// The word of the policy language.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AnyMember => "any-member",
+            Self::Deny => "deny",
+        }
+    }
 }
 
 /// A declared workload.

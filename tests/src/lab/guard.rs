@@ -41,8 +41,6 @@ pub struct GuardOptions {
     pub fast_refusal: bool,
     /// The programs for devices.
     pub devices: bool,
-    /// What processes of the host send past their sockets.
-    pub host: bool,
     /// Sizes of the maps.
     pub capacity: Capacity,
     /// Denials of one workload that are reported before they are folded.
@@ -66,7 +64,6 @@ impl Default for GuardOptions {
         Self {
             fast_refusal: true,
             devices: false,
-            host: false,
             capacity: Capacity::default(),
             event_burst: 1 << 30,
             event_per_second: 0,
@@ -131,7 +128,7 @@ impl Guard {
             run: dir.path().to_owned(),
             fast_refusal: options.fast_refusal,
             devices: options.devices,
-            host: options.host,
+            host: false,
             tcx: wants_tcx(),
             kernel_log: false,
             capacity: options.capacity,

@@ -73,9 +73,10 @@ impl Datapath {
             }
         }
         // It was the host's and is lent to a workload, or the reverse.
-        let others = program::DEVICES.into_iter().filter(|name| !programs_of(cgroup).contains(name));
-        if before.is_some_and(|before| programs_of(before.cgroup) != programs_of(cgroup)) {
-            for program in others {
+        let changes = before.is_some_and(|before| programs_of(before.cgroup) != programs_of(cgroup));
+        for program in program::DEVICES.into_iter().filter(|name| !programs_of(cgroup).contains(name)) {
+            // Or it was tried before, and failed.
+            if changes || self.links.contains_key(&Place { program, device: Some(device.index) }) {
                 self.take_off_device(program, device.index)?;
             }
         }

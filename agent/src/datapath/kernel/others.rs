@@ -29,22 +29,24 @@ impl Datapath {
         self.pins.others()
     }
 
-    /// Takes over the flows, and the addresses of DNS names, that versions know which write them in the same way; what this
-    /// one knows already stays. Returns how many flows.
+    /// Takes over whose devices are, the flows, and the addresses of DNS names, that versions know which write them in the
+    /// same way; what this one knows already stays.
     ///
-    /// Flows are of no policy that this version has put in force, so each is decided again at its next packet.
+    /// Flows are of no policy that this version has put in force, so each is decided again at its next packet. Those of a
+    /// device that has another owner by now end when it is guarded.
     ///
     /// # Errors
     ///
     /// [`DatapathError`]; what was taken over stays.
-    pub fn take_over(&self) -> Result<usize, DatapathError> {
-        let mut count = 0;
+    pub fn take_over(&self) -> Result<(), DatapathError> {
         for version in self.pins.relatives()? {
             let maps = version.join("maps");
-            count += copy(&maps, map::FLOWS, &self.flows)?;
+            copy(&maps, map::DEV_OWNER, &self.dev_owner)?;
+            copy(&maps, map::FLOWS, &self.flows)?;
+            copy(&maps, map::FLOW_QUOTA, &self.flow_quota)?;
             copy(&maps, map::DNS_ADDRS, &self.dns_addrs)?;
         }
-        Ok(count)
+        Ok(())
     }
 
     /// What other versions have counted, by [`DenyCounter`]; none if there are none that count in the same way.
@@ -129,20 +131,19 @@ where
 }
 
 /// Copies what is not there yet from a pinned map of the same shape. One of another shape, or none, is left out.
-fn copy<K, V>(maps: &Path, name: &'static str, into: &Table<K, V>) -> Result<usize, DatapathError>
+fn copy<K, V>(maps: &Path, name: &'static str, into: &Table<K, V>) -> Result<(), DatapathError>
 where
     K: FromBytes + IntoBytes + Immutable,
     V: FromBytes + IntoBytes + Immutable,
 {
-    let Some(from) = open::<K, V>(maps, name)? else { return Ok(0) };
-    let mut count = 0;
+    let Some(from) = open::<K, V>(maps, name)? else { return Ok(()) };
     for key in from.keys()? {
         let Some(value) = from.get(&key)? else { continue };
         match into.insert(&key, &value) {
-            Ok(is_new) => count += usize::from(is_new),
+            // Full: what is left is judged anew.
             Err(TableError { source, .. }) if source.raw_os_error() == Some(libc::E2BIG) => break,
-            Err(e) => return Err(e.into()),
-        }
+            taken => taken?,
+        };
     }
-    Ok(count)
+    Ok(())
 }

@@ -168,39 +168,34 @@ impl Loader {
     }
 
     fn mode(&mut self, text: Option<&Text>) -> Option<Mode> {
-        let text = text?;
-        let all = [Mode::Observe, Mode::Audit, Mode::Enforce];
-        let mode = all.into_iter().find(|mode| mode.name() == text.value);
-        if mode.is_none() {
-            self.choice(text, "mode", &all.map(Mode::name));
-        }
-        mode
+        self.choice(text, "mode", [Mode::Observe, Mode::Audit, Mode::Enforce], Mode::name)
     }
 
     fn on_deny(&mut self, text: Option<&Text>) -> Option<OnDeny> {
-        let text = text?;
-        match text.as_str() {
-            "drop" => return Some(OnDeny::Drop),
-            "reset" => return Some(OnDeny::Reset),
-            _ => self.choice(text, "`onDeny`", &["drop", "reset"]),
-        }
-        None
+        self.choice(text, "`onDeny`", OnDeny::ALL, OnDeny::name)
     }
 
     fn shared_peers(&mut self, text: Option<&Text>) -> Option<SharedPeers> {
-        let text = text?;
-        match text.as_str() {
-            "any-member" => return Some(SharedPeers::AnyMember),
-            "deny" => return Some(SharedPeers::Deny),
-            _ => self.choice(text, "`sharedPeers`", &["any-member", "deny"]),
-        }
-        None
+        self.choice(text, "`sharedPeers`", SharedPeers::ALL, SharedPeers::name)
     }
 
-    fn choice(&mut self, text: &Text, what: &str, known: &[&str]) {
-        let message = format!("`{}` is no {what}; write {}", text.value, known.join(", "));
-        let names = known.iter().map(|&name| (name, None));
-        self.findings.push(Finding::new(Code::E01, text.at.clone(), message).did_you_mean(&text.value, names));
+    /// The one of `all` that a text names; none if there is no text, or with a finding if it names none of them.
+    fn choice<T: Copy, const N: usize>(
+        &mut self,
+        text: Option<&Text>,
+        what: &str,
+        all: [T; N],
+        name: fn(T) -> &'static str,
+    ) -> Option<T> {
+        let text = text?;
+        let chosen = all.into_iter().find(|&one| name(one) == text.value);
+        if chosen.is_none() {
+            let known = all.map(name);
+            let message = format!("`{}` is no {what}; write {}", text.value, known.join(", "));
+            let finding = Finding::new(Code::E01, text.at.clone(), message);
+            self.findings.push(finding.did_you_mean(&text.value, known.iter().map(|&name| (name, None))));
+        }
+        chosen
     }
 
     fn finish(mut self) -> Result<Loaded, Vec<Finding>> {
