@@ -7,13 +7,7 @@ use agent_common::cached::Keys;
 /// Keys of the seal over cached verdicts; drawn anew for every load.
 #[unsafe(no_mangle)]
 static KEYS: Keys = [0; 4];
-/// Offset of `kn` in `struct cgroup`, bytes, from the kernel's BTF.
-#[unsafe(no_mangle)]
-static OFF_CGROUP_KN: u32 = 0;
-/// Offset of `id` in `struct kernfs_node`.
-#[unsafe(no_mangle)]
-static OFF_KN_ID: u32 = 0;
-/// Offset of `self.parent` in `struct cgroup`.
+/// Offset of `self.parent` in `struct cgroup`, bytes, from the kernel's BTF.
 #[unsafe(no_mangle)]
 static OFF_PARENT: u32 = 0;
 
@@ -48,8 +42,6 @@ pub fn keys() -> Keys {
     }
 }
 
-reader!(/** Returns the offset of `cgroup.kn`. */ off_cgroup_kn, OFF_CGROUP_KN, u32);
-reader!(/** Returns the offset of `kernfs_node.id`. */ off_kn_id, OFF_KN_ID, u32);
 /// Says whether what the host's processes send past their sockets is judged.
 #[inline(always)]
 pub fn guards_host() -> bool {

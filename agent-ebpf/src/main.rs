@@ -19,6 +19,7 @@ mod globals;
 mod headers;
 mod hooks;
 mod judge;
+mod kernfs;
 mod log;
 mod maps;
 mod memory;

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::policy::resolvers::Resolvers;
+use crate::{datapath::boot_guard, policy::resolvers::Resolvers};
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/eastwall/agent.yaml";
@@ -43,6 +43,8 @@ pub struct Config {
     pub guard_host: Option<bool>,
     /// Whether devices are guarded by TCX where the kernel has it; else it is by filters of `clsact`.
     pub tcx: bool,
+    /// Cgroups that `eastwall boot-guard` keeps silent until a policy is in force, by path from the root of the hierarchy.
+    pub boot_guard: Vec<String>,
     /// Whether the built-in `dns` is on: every workload may ask the resolvers, udp and tcp 53.
     pub dns: bool,
     /// The resolvers; else those of `resolv_conf`.
@@ -99,6 +101,7 @@ impl Default for Config {
             guard_devices: true,
             guard_host: None,
             tcx: true,
+            boot_guard: Vec::new(),
             dns: true,
             dns_resolvers: None,
             resolv_conf: "/etc/resolv.conf".into(),
@@ -178,6 +181,18 @@ impl Config {
         }
         if self.guard_host == Some(true) && !self.guard_devices {
             return wrong("guardHost", "needs `guardDevices`, which is off");
+        }
+        for cgroup in &self.boot_guard {
+            if let Some(problem) = boot_guard::unfit(cgroup) {
+                return wrong("bootGuard", problem);
+            }
+            let below = cgroup.strip_prefix(self.scope.trim_end_matches('/'));
+            if !below.is_some_and(|below| below.is_empty() || below.starts_with('/')) {
+                return wrong("bootGuard", "must name cgroups that `scope` covers");
+            }
+        }
+        if self.boot_guard.len() > boot_guard::CGROUPS_MAX {
+            return wrong("bootGuard", "must not name more than 256 cgroups; name one above them");
         }
         if self.event_burst == 0 {
             return wrong("eventBurst", "must be at least 1, or no denial would ever be shown");

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use agent_common::{layout::Hook, verdict::Reason};
 use tests::{
     frames::{FAMILIES, frame, ip_udp},
-    lab::{Cgroup, Errno, Family, Foreign, GuardOptions, Kind, Wall, magic},
+    lab::{Cgroup, Errno, Family, Foreign, GuardOptions, Kind, Layers, Wall, magic},
     scene::{BRIEF, LONG},
 };
 
@@ -107,24 +107,26 @@ fn check(wall: &Wall, turn: Turn, family: Family, vip: SocketAddr, backend: u16)
 }
 
 /// Lets frames that `web` sends jump into the network of `db`, past the rest of the host.
-fn jumping(wall: &Wall, first: bool) -> Foreign {
+fn jumping(wall: &Wall, layers: Layers, first: bool) -> Foreign {
     let [web, db] = wall.devices();
     // What is addressed to the host is taken by `db` as well.
     let (_, host) = wall.ethernet();
     let address: Vec<String> = host.iter().map(|byte| format!("{byte:02x}")).collect();
     wall.db.net.ip(&format!("link set db0 address {}", address.join(":")));
-    // By which `db` sends from now on.
-    wall.guard_device(&wall.host.device("to-db", &wall.db.net, "db0"), wall.db.cgroup.id());
+    if layers.has_devices() {
+        // By which `db` sends from now on.
+        wall.guard_device(&wall.host.device("to-db", &wall.db.net, "db0"), wall.db.cgroup.id());
+    }
     Foreign::takes_to_peer(&wall.host, web.index, db.index, first)
 }
 
 #[test]
 fn g72_what_jumps_past_the_devices_is_judged_at_the_door_of_the_socket() {
-    let Some(wall) = Wall::open(true) else { return };
-    for first in [true, false] {
-        let _foreign = jumping(&wall, first);
+    for (layers, first) in [(Layers::All, true), (Layers::All, false), (Layers::Sockets, true)] {
+        let Some(wall) = Wall::by(layers, GuardOptions::default()) else { return };
+        let _foreign = jumping(&wall, layers, first);
         for (family, by_frame) in FAMILIES.iter().flat_map(|&family| [(family, false), (family, true)]) {
-            eprintln!("first {first}, by frame {by_frame}, {family:?}");
+            eprintln!("{layers:?}, first {first}, by frame {by_frame}, {family:?}");
             let (receiver, to) = wall.db.udp(family);
             let send = |data: &[u8]| {
                 if by_frame {
@@ -157,8 +159,8 @@ fn g72_what_jumps_past_the_devices_is_judged_at_the_door_of_the_socket() {
 
 #[test]
 fn g72_without_the_door_of_the_socket_a_jump_is_seen_to_succeed() {
-    let Some(wall) = Wall::open(false) else { return };
-    let foreign = jumping(&wall, true);
+    let Some(wall) = Wall::by(Layers::Devices, GuardOptions::default()) else { return };
+    let foreign = jumping(&wall, Layers::Devices, true);
     let (receiver, to) = wall.db.udp(Family::V4);
     let socket = wall.web.actor.socket(Family::V4, Kind::Datagram, 0).unwrap();
     wall.allow(&[]);

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
 
 use agent_common::{layout::Hook, verdict::Reason};
 use tests::{
-    lab::{Errno, Family, Kind, Wall, Witness, magic},
+    lab::{Errno, Family, GuardOptions, Kind, Layers, Wall, Witness, magic},
     scene::LONG,
 };
 
@@ -47,10 +47,11 @@ fn service(wall: &Wall, at: SocketAddr) -> (UdpSocket, SocketAddr) {
 
 #[test]
 fn g58_no_address_of_the_host_is_open_without_a_rule() {
-    for sockets in [true, false] {
-        let Some(wall) = Wall::open(sockets) else { return };
+    for layers in Layers::ALL {
+        let Some(wall) = Wall::by(layers, GuardOptions::default()) else { return };
+        let sockets = layers.has_sockets();
         for at in addresses(&wall) {
-            eprintln!("{at}, hooks of sockets: {sockets}");
+            eprintln!("{at}, {layers:?}");
             let family = Family::of(at);
             let (service, to) = service(&wall, at);
             let socket = wall.web.actor.socket(family, Kind::Datagram, 0).unwrap();
@@ -87,26 +88,34 @@ fn g58_no_address_of_the_host_is_open_without_a_rule() {
 
 #[test]
 fn g58_who_listens_on_the_loopback_of_the_host_is_out_of_reach() {
-    let Some(wall) = Wall::open(true) else { return };
-    wall.allow(&["web -> world: any", "web -> host: any"]);
-    // A host that takes addresses of loopback from its devices, as some do for services on them.
-    let route =
-        |value: &str| wall.host.run(|| std::fs::write("/proc/sys/net/ipv4/conf/to-web/route_localnet", value).unwrap());
-    route("1");
-    let service = wall.host.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
-    service.set_read_timeout(Some(LONG)).unwrap();
-    let to = service.local_addr().unwrap();
-    // By a frame: a socket of `web` would reach its own loopback.
-    let send = |data: &[u8]| {
-        let packet = tests::frames::ip_udp(wall.web.at(Family::V4, 40_001), to, data);
-        wall.send_frame(&tests::frames::frame(&wall, &packet), true).unwrap();
-    };
-    send(b"to the loopback");
-    assert_eq!(service.recv(&mut [0; 16]).unwrap(), 15, "the control: it is the world, which is allowed");
-    wall.allow(&["web -> host: any", "web -> db: any"]);
-    let _ = wall.denials();
-    send(b"to the loopback");
-    assert_eq!(wall.denials().causes(), [(Hook::TcFrom, Reason::NoRule)]);
-    service.set_nonblocking(true).unwrap();
-    assert!(service.recv(&mut [0; 64]).is_err());
+    for layers in Layers::ALL {
+        let Some(wall) = Wall::by(layers, GuardOptions::default()) else { return };
+        wall.allow(&["web -> world: any", "web -> host: any"]);
+        // A host that takes addresses of loopback from its devices, as some do for services on them.
+        let route = |value: &str| {
+            wall.host.run(|| std::fs::write("/proc/sys/net/ipv4/conf/to-web/route_localnet", value).unwrap());
+        };
+        route("1");
+        let service = wall.host.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+        service.set_read_timeout(Some(LONG)).unwrap();
+        let to = service.local_addr().unwrap();
+        // By a frame: a socket of `web` would reach its own loopback.
+        let send = |data: &[u8]| {
+            let packet = tests::frames::ip_udp(wall.web.at(Family::V4, 40_001), to, data);
+            wall.send_frame(&tests::frames::frame(&wall, &packet), true).unwrap();
+        };
+        send(b"to the loopback");
+        assert_eq!(service.recv(&mut [0; 16]).unwrap(), 15, "the control: it is the world, which is allowed");
+        wall.allow(&["web -> host: any", "web -> db: any"]);
+        let _ = wall.denials();
+        send(b"to the loopback");
+        if !layers.has_devices() {
+            // No socket of a workload has to do with it, at either end.
+            assert_eq!((service.recv(&mut [0; 16]).unwrap(), wall.denials().denied()), (15, 0));
+            continue;
+        }
+        assert_eq!(wall.denials().causes(), [(Hook::TcFrom, Reason::NoRule)]);
+        service.set_nonblocking(true).unwrap();
+        assert!(service.recv(&mut [0; 64]).is_err());
+    }
 }

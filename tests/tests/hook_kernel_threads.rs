@@ -1,5 +1,6 @@
 //! What the kernel does on behalf of a workload: G8 and G19 of the list of gaps. Workers and rings act for
 //! the socket's workload, and gain nothing for anybody else.
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,7 +9,9 @@ use std::{
 };
 
 use agent_common::{layout::Hook, parse::tcp, verdict::Reason};
-use tests::lab::{Command, Errno, Family, Kind, Place, Scene, UringOperation, Witness, everywhere, magic};
+use tests::lab::{
+    Command, Errno, Family, GuardOptions, Kind, Layers, UringOperation, Wall, Witness, everywhere, magic,
+};
 
 /// Long enough for every answer that comes.
 const LONG: Duration = Duration::from_secs(20);
@@ -17,76 +20,80 @@ const IPPROTO_MPTCP: u32 = 262;
 
 #[test]
 fn g8_a_subflow_that_the_kernel_adds_is_judged_by_its_own_address() {
-    for fast_refusal in [true, false] {
-        for (family, second) in [(Family::V4, "10.9.0.3"), (Family::V6, "fd09::3")] {
-            let Some(scene) = Scene::open(Place::Veth, fast_refusal) else { return };
-            let (web, db) = (&scene.web, &scene.db);
-            let second: IpAddr = second.parse().unwrap();
-            let prefix = if family == Family::V4 { "24" } else { "64 nodad" };
-            db.net.ip(&format!("address add {second}/{prefix} dev db0"));
-            // `db` announces its second address, and the kernel of `web` may use it.
-            db.net.ip(&format!("mptcp endpoint add {second} dev db0 signal"));
-            web.net.ip("mptcp limits set subflow 2 add_addr_accepted 2");
-            db.net.ip("mptcp limits set subflow 2 add_addr_accepted 2");
-            let any = if family == Family::V4 { "0.0.0.0:0" } else { "[::]:0" };
-            let (listener, bound) = db.actor.bind(Kind::Stream, IPPROTO_MPTCP, any.parse().unwrap()).unwrap();
-            db.actor.listen(listener).unwrap();
-            let to = db.at(family, bound.port());
-            // Every IP packet from `web` to the second address has both side by side in its header.
-            let header = match (web.addr(family), second) {
-                (IpAddr::V4(from), IpAddr::V4(to)) => [from.octets(), to.octets()].concat(),
-                (IpAddr::V6(from), IpAddr::V6(to)) => [from.octets(), to.octets()].concat(),
-                _ => panic!("both are of one family"),
-            };
-            let connect = || {
-                let caller = web.actor.socket(family, Kind::Stream, IPPROTO_MPTCP).unwrap();
-                web.actor.connect(caller, to, LONG).unwrap();
-                let callee = db.actor.accept(listener).unwrap();
-                for (from, socket, peer, end) in
-                    [(&web.actor, caller, &db.actor, callee), (&db.actor, callee, &web.actor, caller)]
-                {
-                    from.send(socket, b"payload").unwrap();
-                    assert_eq!(peer.receive(end, 1).unwrap()[0].data, b"payload");
-                }
-                (caller, callee)
-            };
-            let wait = |what: &str, holds: &mut dyn FnMut() -> bool| {
-                let end = Instant::now() + LONG;
-                while !holds() {
-                    assert!(Instant::now() < end, "{what}: {family:?}, fast refusal {fast_refusal}");
-                    thread::sleep(Duration::from_millis(5));
-                }
-            };
-            // Positive control: with both addresses allowed, the worker uses the second.
-            let edges = ["web -> db: tcp/any"];
-            let both = scene.policy(&edges).replace("cidrs: [10.9.0.2/32,", "cidrs: [10.9.0.2/31, \"fd09::3/128\",");
-            scene.guard().apply(&both);
-            let mut witness = Witness::new(&db.net, &header);
-            let (caller, callee) = connect();
-            wait("a second subflow", &mut || witness.arrived() > 0);
-            assert_eq!(scene.denials().calls(), []);
-            web.actor.close(caller);
-            db.actor.close(callee);
-
-            // The first address alone.
-            scene.allow(&edges);
-            let _ = scene.denials();
-            let mut witness = Witness::new(&db.net, &header);
-            let (caller, callee) = connect();
-            let mut told = Vec::new();
-            wait("a denied subflow", &mut || {
-                told.extend(scene.guard().look().records);
-                told.iter().any(|r| r.peer_addr == mapped(second) && r.tcp_flags == tcp::SYN)
-            });
-            let record = told.iter().find(|r| r.peer_addr == mapped(second) && r.tcp_flags != 0).unwrap();
-            assert_eq!((record.hook, record.reason), (Hook::Egress as u8, Reason::NoRule as u8));
-            assert_eq!((record.local_id, record.cgroup), (web.id().0, web.cgroup.id()));
-            // The first subflow goes on.
-            web.actor.send(caller, b"more").unwrap();
-            assert_eq!(db.actor.receive(callee, 1).unwrap()[0].data, b"more");
-            assert_eq!(witness.arrived(), 0);
+    let early = [true, false].map(|fast_refusal| (Layers::Sockets, fast_refusal));
+    for (layers, fast_refusal) in [(Layers::All, true), (Layers::Devices, true)].into_iter().chain(early) {
+        let Some(wall) = Wall::by(layers, GuardOptions { fast_refusal, ..GuardOptions::default() }) else { return };
+        for (family, second) in [(Family::V4, "10.9.1.3"), (Family::V6, "fd09:1::3")] {
+            eprintln!("{layers:?}, fast refusal {fast_refusal}, {family:?}");
+            added_subflow(&wall, layers, family, second.parse().unwrap());
         }
     }
+}
+
+/// `db` announces a second address, which is not known to be its own, and later is.
+fn added_subflow(wall: &Wall, layers: Layers, family: Family, second: IpAddr) {
+    let (web, db) = (&wall.web, &wall.db);
+    let prefix = if family == Family::V4 { "24" } else { "64 nodad" };
+    db.net.ip(&format!("address add {second}/{prefix} dev db0"));
+    // The kernel of `web` may use it.
+    db.net.ip(&format!("mptcp endpoint add {second} dev db0 signal"));
+    web.net.ip("mptcp limits set subflow 2 add_addr_accepted 2");
+    db.net.ip("mptcp limits set subflow 2 add_addr_accepted 2");
+    let any = if family == Family::V4 { "0.0.0.0:0" } else { "[::]:0" };
+    let (listener, bound) = db.actor.bind(Kind::Stream, IPPROTO_MPTCP, any.parse().unwrap()).unwrap();
+    db.actor.listen(listener).unwrap();
+    let to = db.at(family, bound.port());
+    // Every IP packet from `web` to the second address has both side by side in its header.
+    let header = match (web.addr(family), second) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => [from.octets(), to.octets()].concat(),
+        (IpAddr::V6(from), IpAddr::V6(to)) => [from.octets(), to.octets()].concat(),
+        _ => panic!("both are of one family"),
+    };
+    let connect = || {
+        let caller = web.actor.socket(family, Kind::Stream, IPPROTO_MPTCP).unwrap();
+        web.actor.connect(caller, to, LONG).unwrap();
+        let callee = db.actor.accept(listener).unwrap();
+        for (from, socket, peer, end) in
+            [(&web.actor, caller, &db.actor, callee), (&db.actor, callee, &web.actor, caller)]
+        {
+            from.send(socket, b"payload").unwrap();
+            assert_eq!(peer.receive(end, 1).unwrap()[0].data, b"payload");
+        }
+        (caller, callee)
+    };
+    let wait = |what: &str, holds: &mut dyn FnMut() -> bool| {
+        let end = Instant::now() + LONG;
+        while !holds() {
+            assert!(Instant::now() < end, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wall.open_way("tcp/any");
+    let _ = wall.guard().look();
+    let mut witness = Witness::new(&db.net, &header);
+    let (caller, callee) = connect();
+    let mut told = Vec::new();
+    wait("a denied subflow", &mut || {
+        told.extend(wall.guard().look().records);
+        told.iter().any(|r| r.peer_addr == mapped(second) && r.tcp_flags == tcp::SYN)
+    });
+    let record = told.iter().find(|r| r.peer_addr == mapped(second) && r.tcp_flags != 0).unwrap();
+    let hook = if layers.has_sockets() { Hook::Egress } else { Hook::TcFrom };
+    assert_eq!((record.hook, record.reason), (hook as u8, Reason::NoRule as u8));
+    assert_eq!((record.local_id, record.cgroup), (web.id().0, web.cgroup.id()));
+    // The first subflow goes on.
+    web.actor.send(caller, b"more").unwrap();
+    assert_eq!(db.actor.receive(callee, 1).unwrap()[0].data, b"more");
+    assert_eq!(witness.arrived(), 0);
+    web.actor.close(caller);
+    db.actor.close(callee);
+
+    // The control: once it is an address of `db`, the worker uses it.
+    wall.give_address(second, db.cgroup.id());
+    let (caller, callee) = connect();
+    wait("a second subflow", &mut || witness.arrived() > 0);
+    web.actor.close(caller);
+    db.actor.close(callee);
 }
 
 fn mapped(addr: IpAddr) -> [u8; 16] {

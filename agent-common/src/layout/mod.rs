@@ -24,6 +24,7 @@ macro_rules! layout {
     };
 }
 
+mod boot;
 mod config;
 mod dns;
 mod edge;
@@ -33,6 +34,7 @@ mod identity;
 pub mod names;
 mod reset;
 
+pub use boot::{BOOT_DEPTH_MAX, BOOT_PATH_BYTES, BOOT_PATH_MAX, BOOT_PATHS, BootPath, boot_count};
 pub use config::{DenyCounter, Settings};
 pub use dns::{AddrNames, DNS_NAMES_MAX, DNS_TEXT_BYTES, DNS_TEXT_MAX, DNS_TTL_MAX, DNS_TTL_MIN, NameKey};
 pub use edge::{EdgeEntry, EdgeKey, INLINE_RANGES, Range, RuleStat, SPILL_RANGES, SpillEntry, level};

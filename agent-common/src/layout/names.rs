@@ -131,11 +131,35 @@ pub mod program {
     ];
 }
 
+/// Maps and programs of the guard that stands until there is an agent.
+pub mod boot {
+    /// Hash: [`super::super::BootPath`] -> 1, the cgroups that are named.
+    pub const PATHS: &str = "boot_paths";
+    /// Hash: cgroup id -> 1, those of them that there are.
+    pub const CGROUPS: &str = "boot_cgroups";
+    /// Per-CPU array of u64, indexed by [`super::super::boot_count`].
+    pub const COUNTS: &str = "boot_counts";
+    /// Every map.
+    pub const MAPS: [&str; 3] = [PATHS, CGROUPS, COUNTS];
+
+    /// A cgroup is made: if it is named, it is guarded before mkdir(2) returns.
+    pub const MKDIR: &str = "ew_boot_mkdir";
+    /// A cgroup is gone and no socket refers to it.
+    pub const RELEASE: &str = "ew_boot_release";
+    /// What sockets send.
+    pub const OUT: &str = "ew_boot_out";
+    /// What they receive.
+    pub const IN: &str = "ew_boot_in";
+    /// Every program, in the order in which they are attached: who is guarded is known before anything is judged.
+    pub const PROGRAMS: [&str; 4] = [MKDIR, RELEASE, OUT, IN];
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn the_kernel_keeps_every_name_whole() {
-        for name in super::map::ALL.iter().chain(&super::program::ALL).chain(&super::program::DEVICES) {
+        let of_agent = super::map::ALL.iter().chain(&super::program::ALL).chain(&super::program::DEVICES);
+        for name in of_agent.chain(&super::boot::MAPS).chain(&super::boot::PROGRAMS) {
             assert!(name.len() <= 15, "`{name}` is longer than 15 characters");
         }
     }

@@ -2,10 +2,11 @@
 //! is without a judgement.
 
 use agent_common::layout::{IdentEntry, IdentSlot, ident_flags};
-use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     emit, globals,
+    kernfs::{id, read},
     maps::{CGROUP_EVENTS, CGROUP_EVENTS_LOST, CGRP_IDENT},
 };
 
@@ -77,16 +78,4 @@ fn ids(cgroup: *const u8) -> Option<(u64, u64)> {
         return None;
     }
     Some((id(cgroup)?, id(parent)?))
-}
-
-#[inline(always)]
-fn id(cgroup: *const u8) -> Option<u64> {
-    let kn: *const u8 = read(cgroup, globals::off_cgroup_kn())?;
-    read(kn, globals::off_kn_id())
-}
-
-#[inline(always)]
-fn read<T>(base: *const u8, offset: u32) -> Option<T> {
-    // SAFETY: the helper checks the address and fails if it cannot be read.
-    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()) }.ok()
 }

@@ -42,7 +42,11 @@ use crate::{
     clock,
     config::Config,
     control::{bind::ControlSocket, server},
-    datapath::{Capacity, Datapath, DatapathConfig, netns_cookie},
+    datapath::{
+        Capacity, Datapath, DatapathConfig,
+        boot_guard::{BootGuard, Standing},
+        netns_cookie,
+    },
     events::{
         ocsf::Node,
         pipeline::{self, Pipeline},
@@ -170,6 +174,7 @@ pub fn run(config: Config) -> Result<()> {
         previous_boot_last_sequence: opened.previous_boot_last_sequence,
         previous_stop_clean: opened.previous_stop_clean,
     });
+    core.relieve_boot_guard();
     serve(core, shared, node, writer, &socket)
 }
 
@@ -267,6 +272,26 @@ impl Core {
         self.cut();
         self.retire_others();
         Ok(problem)
+    }
+
+    /// Takes the guard off that stood until there was a policy. If it cannot be, what it guards stays silent.
+    fn relieve_boot_guard(&mut self) {
+        match BootGuard::beside(&self.config.pin_directory).lift() {
+            Ok(None) => {}
+            Ok(Some(Standing { counts, .. })) => {
+                info!(sent = counts.sent, received = counts.received, "took off the boot guard, which had dropped");
+                self.lifecycle(Phase::Relieved { dropped: (counts.sent, counts.received) });
+            }
+            Err(e) => {
+                let problem = format!(
+                    "the boot guard could not be taken off, so that what it guards stays silent: {:#}; write `eastwall \
+                     boot-guard off --yes`",
+                    anyhow!(e)
+                );
+                warn!("{problem}");
+                self.problems.extend([("bootGuard", problem)]);
+            }
+        }
     }
 
     /// The counters of this version begin at 0. What both versions have denied since they are attached counts twice, and is

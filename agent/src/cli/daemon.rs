@@ -98,7 +98,8 @@ pub(super) fn detach(args: &DetachArgs, output: &mut Output) -> Result<Exit, Cli
     Ok(Exit::Done)
 }
 
-fn settings(path: Option<&PathBuf>) -> Result<Config, CliError> {
+/// Reads the settings that a command was given, or the usual ones.
+pub(super) fn settings(path: Option<&PathBuf>) -> Result<Config, CliError> {
     let default = PathBuf::from(DEFAULT_PATH);
     Config::read(path.unwrap_or(&default), path.is_some()).map_err(|e| CliError::new(Exit::Usage, e))
 }

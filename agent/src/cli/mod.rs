@@ -1,5 +1,6 @@
 //! The command line. One file for each subcommand; stdout is data, stderr is talk.
 
+mod boot_guard;
 mod daemon;
 mod doctor;
 pub mod exit;
@@ -59,6 +60,9 @@ enum Command {
     Reload,
     /// Take every program off the kernel: the deliberate way out
     Detach(daemon::DetachArgs),
+    /// Keep workloads silent until a policy is in force, for the time before there is an agent
+    #[command(subcommand)]
+    BootGuard(boot_guard::BootGuardCommand),
     /// Check, test and compare policy files without agent and root; give them to the agent
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -111,6 +115,7 @@ fn run(command: Command, socket: &Path, output: &mut Output) -> Result<Exit, Cli
         Command::Doctor(args) => doctor::run(&args, socket, output),
         Command::Reload => live::reload(socket, output),
         Command::Detach(args) => daemon::detach(&args, output),
+        Command::BootGuard(command) => boot_guard::run(&command, output),
         Command::Policy(command) => policy::run(command, socket, output),
         Command::Explain(args) => explain::run(&args, socket, output),
         Command::Completion(args) => guide::completion(&args, output),

@@ -1,5 +1,6 @@
 //! The kernel side as user space sees it: programs, links, pins and maps. Alone imports aya.
 
+pub mod boot_guard;
 mod btf;
 mod clsact;
 pub mod cut;

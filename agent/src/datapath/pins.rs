@@ -87,6 +87,33 @@ impl Pins {
         }
     }
 
+    /// Makes or checks a directory of pins that are no agent's.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError`]; nothing of a foreign directory is changed.
+    pub fn make_apart(directory: &Path) -> Result<(), PinsError> {
+        let parent = directory.parent().unwrap_or(Path::new("/"));
+        if !is_bpffs(parent)? {
+            return Err(PinsError::NotBpffs(parent.to_owned()));
+        }
+        make(directory)
+    }
+
+    /// Says whether programs of an agent, of whatever version, are pinned under `directory`.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`].
+    pub fn has_links(directory: &Path) -> Result<bool, PinsError> {
+        for version in list(directory)? {
+            if !list(&version.join("links"))?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn make_directories(&self) -> Result<(), PinsError> {
         let directory = self.directory.parent().unwrap_or(&self.directory);
         for dir in [directory, &self.directory, &self.directory.join("maps"), &self.directory.join("links")] {

@@ -309,6 +309,11 @@ pub enum Phase {
         /// Whether the last record says that the agent before stopped by itself; `None` if there is no record.
         previous_stop_clean: Option<bool>,
     },
+    /// Its first policy is in force, so that it took the boot guard off.
+    Relieved {
+        /// Packets that the guard had dropped: to send and to receive.
+        dropped: (u64, u64),
+    },
     /// It stops; the kernel side goes on.
     Stopped,
     /// It took over from an agent of another version.

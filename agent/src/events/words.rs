@@ -237,6 +237,9 @@ pub fn lifecycle_message(event: &LifecycleEvent, version: &str) -> String {
             format!("eastwall {version} started: adopted {links} pinned links, {epoch}, no gap")
         }
         Phase::Started { adopted: false, .. } => format!("eastwall {version} started: attached {links} links, {epoch}"),
+        Phase::Relieved { dropped: (sent, received) } => format!(
+            "eastwall {version} took the boot guard off, {epoch}: it had dropped {sent} packets to send and {received} to receive"
+        ),
         Phase::Stopped => format!("eastwall {version} stopped: {links} links stay attached, {epoch}"),
         Phase::Upgraded { from } => format!("eastwall {version} took over from {from}: {links} links, {epoch}"),
     }

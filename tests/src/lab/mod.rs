@@ -62,7 +62,7 @@ pub use scene::{Party, Place, Scene, everywhere};
 pub use spawn::{Exit, Process, Program};
 pub use transmit::Transmit;
 pub use tun::Tun;
-pub use wall::{VXLAN_PORT, Wall};
+pub use wall::{Layers, VXLAN_PORT, Wall};
 pub use wire::{Command, Family, Kind, Message, Reply, UringOperation};
 pub use witness::Witness;
 

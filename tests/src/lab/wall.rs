@@ -24,6 +24,34 @@ const EXTERNALS: &str = "  externals:
     - { name: host, cidrs: [10.9.0.254/32, \"fd09::ff/128\", 10.9.1.254/32, \"fd09:1::ff/128\"] }
 ";
 
+/// Which programs guard a [`Wall`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Layers {
+    /// Those of sockets and those at devices.
+    All,
+    /// Those of sockets alone.
+    Sockets,
+    /// Those at devices alone.
+    Devices,
+}
+
+impl Layers {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::All, Self::Sockets, Self::Devices];
+
+    /// Says whether sockets are judged.
+    #[must_use]
+    pub fn has_sockets(self) -> bool {
+        self != Self::Devices
+    }
+
+    /// Says whether devices are guarded.
+    #[must_use]
+    pub fn has_devices(self) -> bool {
+        self != Self::Sockets
+    }
+}
+
 /// Two workloads that reach each other only through the host. Nothing is allowed until a test says so.
 pub struct Wall {
     /// The caller.
@@ -42,11 +70,26 @@ impl Wall {
     /// well; without, only what is at the devices stops anything.
     #[must_use]
     pub fn open(sockets: bool) -> Option<Self> {
-        let wall = Self::unguarded(GuardOptions::default())?;
-        if sockets {
+        Self::by(if sockets { Layers::All } else { Layers::Devices }, GuardOptions::default())
+    }
+
+    /// Builds it with some layers, or says why this machine cannot have one.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn by(layers: Layers, options: GuardOptions) -> Option<Self> {
+        let wall = Self::unguarded(options)?;
+        if layers.has_sockets() {
             wall.guard().reattach().expect("attach the programs of the cgroup");
         }
-        wall.guard_devices();
+        if layers.has_devices() {
+            wall.guard_devices();
+        } else {
+            // Without devices, too, an agent would say whose they are.
+            wall.give_addresses();
+        }
         Some(wall)
     }
 

@@ -1,8 +1,9 @@
 //! Which layer stops what, with all of them, with the hooks of sockets alone, and with the programs at devices alone:
 //! tables of ways to send, and what becomes of each. A layer that is missing in silence contradicts them.
 //!
-//! What is tried elsewhere alone: subflows that the kernel adds (G8), the host's own addresses (G58) and ways past the
-//! devices (G72) need other networks than this one, and tables that are full (G66, G68) other sizes.
+//! What needs other networks than this one is tried under the same layers elsewhere: subflows that the kernel adds (G8,
+//! `hook_kernel_threads`), the host's own addresses (G58, `hook_host`), ways past the devices (G72, `hook_foreign`) and
+//! tables that are full (G66 and G68, `hook_full_tables`).
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod packets;

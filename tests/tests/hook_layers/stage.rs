@@ -10,7 +10,8 @@ use agent_common::{layout::Hook, verdict::Reason};
 use tests::{
     frames::{FAMILIES, framed},
     lab::{
-        Actor, Cgroup, Command, Errno, Family, GuardOptions, Kind, Socket, Transmit, VXLAN_PORT, Wall, Witness, magic,
+        Actor, Cgroup, Command, Errno, Family, GuardOptions, Kind, Layers, Socket, Transmit, VXLAN_PORT, Wall, Witness,
+        magic,
     },
     scene::LONG,
 };
@@ -21,14 +22,6 @@ pub const BRIEF: Duration = Duration::from_millis(50);
 const TRIES_MIN: usize = 3;
 /// A port that is allowed where others are denied. Its bytes are two options of IPv4 that say nothing.
 pub const ALLOWED: u16 = 0x0101;
-
-/// What guards the workloads.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Layers {
-    All,
-    Sockets,
-    Devices,
-}
 
 /// What becomes of something.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -73,6 +73,7 @@ pub const GAPS: &[(u16, &str)] = &[
     (77, "links and qdiscs that are taken away"),
     (79, "pins and the bpffs that are taken away"),
     (80, "addresses and devices that change hands"),
+    (81, "boot, before there is an agent"),
     (82, "crash, kill and stop of the agent"),
     (83, "another version, whose maps have other layouts"),
     (84, "half a policy"),

@@ -355,6 +355,14 @@ struct LifecycleRest<'a> {
     previous_stop: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     previous_version: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    boot_guard: Option<BootGuardRest>,
+}
+
+#[derive(Serialize)]
+struct BootGuardRest {
+    packets_not_sent: u64,
+    packets_not_received: u64,
 }
 
 /// Appends a start, a stop or a change of version, without a newline.
@@ -368,6 +376,7 @@ pub fn write_lifecycle(buffer: &mut Vec<u8>, event: &LifecycleEvent, stamp: &Sta
         previous_boot_last_sequence: None,
         previous_stop: None,
         previous_version: None,
+        boot_guard: None,
     };
     let (activity_id, activity) = match &event.phase {
         Phase::Started { adopted, previous_boot_last_sequence, previous_stop_clean } => {
@@ -375,6 +384,13 @@ pub fn write_lifecycle(buffer: &mut Vec<u8>, event: &LifecycleEvent, stamp: &Sta
             rest.previous_boot_last_sequence = *previous_boot_last_sequence;
             rest.previous_stop = previous_stop_clean.map(|clean| if clean { "clean" } else { "crash" });
             (3, "Start")
+        }
+        Phase::Relieved { dropped: (packets_not_sent, packets_not_received) } => {
+            rest.boot_guard = Some(BootGuardRest {
+                packets_not_sent: *packets_not_sent,
+                packets_not_received: *packets_not_received,
+            });
+            (7, "Disable")
         }
         Phase::Stopped => (4, "Stop"),
         Phase::Upgraded { from } => {
