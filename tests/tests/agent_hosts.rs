@@ -13,15 +13,18 @@ use serde_json::{Map, json};
 use tempfile::TempDir;
 use tests::{
     frames::FAMILIES,
-    lab::{Agent, AgentOptions, Errno, Family, HostOf, Kind, NetNs, Socket, TwoHosts, join, magic},
+    lab::{Agent, AgentOptions, Errno, Family, HostOf, Kind, NetNs, Party, Socket, TwoHosts, join, magic},
     scene::{BRIEF, LONG},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [udp/any, tcp/any] }]";
 const CLOSED: &str = "[{ from: other, to: db, ports: [udp/1] }]";
-/// Where `db` is, as the near host is told, and `web`, as the far one is.
-const DB: &str = "peers:\n  - { workload: db, addresses: [10.9.1.2, \"fd09:1::2\"] }\n";
-const WEB: &str = "peers:\n  - { workload: web, addresses: [10.9.0.1, \"fd09::1\"] }\n";
+
+/// Where a workload is, as the other host is told.
+fn whereabouts(of: &Party) -> String {
+    let [v4, v6] = FAMILIES.map(|family| of.addr(family));
+    format!("peers:\n  - {{ workload: {}, addresses: [{v4}, \"{v6}\"] }}\n", of.name)
+}
 
 /// The same on both hosts.
 fn policy(hosts: &TwoHosts, rules: &str) -> String {
@@ -41,20 +44,30 @@ struct Guarded {
     _dir: TempDir,
 }
 
-fn guard(hosts: &TwoHosts, host: &HostOf, peers: &str, addresses: usize) -> Guarded {
+fn guard_near(hosts: &TwoHosts) -> Guarded {
+    guard(hosts, &hosts.near, &whereabouts(&hosts.far.party))
+}
+
+fn guard_far(hosts: &TwoHosts) -> Guarded {
+    guard(hosts, &hosts.far, &whereabouts(&hosts.near.party))
+}
+
+fn guard(hosts: &TwoHosts, host: &HostOf, peers: &str) -> Guarded {
     let dir = TempDir::with_prefix("eastwall-lab-peers-").unwrap();
     let file = dir.path().join("peers.yaml");
     fs::write(&file, peers).unwrap();
-    let more: Map<_, _> = [("scope", json!(host.cgroup.path())), ("peersFile", json!(file))]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into_iter()
-        .collect();
+    // What the hosts themselves send, such as their tunnels, is theirs, and passes.
+    let more: Map<_, _> =
+        [("scope", json!(host.cgroup.path())), ("peersFile", json!(file)), ("guardHost", json!(true))]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into_iter()
+            .collect();
     let options = AgentOptions { more, ..AgentOptions::default() };
     let mut agent = Agent::prepare(&hosts.lab, &policy(hosts, OPEN), &options).unwrap();
     agent.live_in(&host.net);
     agent.restart();
     let guarded = Guarded { agent, peers: file, _dir: dir };
-    guarded.wait_for(1, addresses);
+    guarded.wait_for(1, 2);
     guarded
 }
 
@@ -79,11 +92,23 @@ fn arrives(hosts: &TwoHosts, receiver: Socket) -> bool {
 
 #[test]
 fn only_listed_edges_pass_between_two_hosts_and_a_dead_agent_opens_none() {
-    let Some(hosts) = TwoHosts::open() else { return };
+    TwoHosts::open().iter().for_each(only_listed_edges_pass);
+}
+
+#[test]
+fn only_listed_edges_pass_through_a_tunnel_of_the_hosts_and_a_dead_agent_opens_none() {
+    TwoHosts::overlay().iter().for_each(only_listed_edges_pass);
+}
+
+fn only_listed_edges_pass(hosts: &TwoHosts) {
     let (web, db) = (&hosts.near.party, &hosts.far.party);
-    let mut near = guard(&hosts, &hosts.near, DB, 2);
-    let mut far = guard(&hosts, &hosts.far, WEB, 2);
     let sockets = FAMILIES.map(|family| (web.udp(family), db.udp(family)));
+    for ((sender, _), (receiver, to)) in sockets {
+        web.actor.send_to(sender, to, b"control").unwrap();
+        assert_eq!(db.actor.receive(receiver, 1).unwrap()[0].data, b"control", "nobody judges yet");
+    }
+    let mut near = guard_near(hosts);
+    let mut far = guard_far(hosts);
     let exchange = || {
         for ((sender, from), (receiver, to)) in sockets {
             web.actor.send_to(sender, to, b"ask").unwrap();
@@ -114,22 +139,22 @@ fn only_listed_edges_pass_between_two_hosts_and_a_dead_agent_opens_none() {
     exchange();
 
     // The door alone: what the near host lets pass, the far one denies by the name that it has for the address.
-    far.agent.apply(&policy(&hosts, CLOSED));
+    far.agent.apply(&policy(hosts, CLOSED));
     let magic = magic();
     let mut sniffer = db.watch(&magic);
     for ((sender, _), (receiver, to)) in sockets {
         web.actor.send_to(sender, to, &magic).unwrap();
-        assert!(!arrives(&hosts, receiver));
+        assert!(!arrives(hosts, receiver));
     }
     assert_eq!(sniffer.arrived(), 0);
     let denial = far.agent.event("the denial at the door", |e| e["src_endpoint"]["ip"] == json!("10.9.0.1"));
     assert_eq!(denial["src_endpoint"]["uid"], json!("spiffe://lab.example/web"), "{denial:#}");
     // The exit alone.
-    far.agent.apply(&policy(&hosts, OPEN));
-    near.agent.apply(&policy(&hosts, CLOSED));
+    far.agent.apply(&policy(hosts, OPEN));
+    near.agent.apply(&policy(hosts, CLOSED));
     for ((sender, _), (receiver, to)) in sockets {
         assert_eq!(web.actor.send_to(sender, to, &magic), Err(Errno::PERM));
-        assert!(!arrives(&hosts, receiver));
+        assert!(!arrives(hosts, receiver));
     }
     for guarded in [&near, &far] {
         assert!(guarded.agent.balance().problems.is_empty(), "{:#?}", guarded.agent.status());
@@ -139,7 +164,7 @@ fn only_listed_edges_pass_between_two_hosts_and_a_dead_agent_opens_none() {
 #[test]
 fn the_next_owner_of_an_address_has_none_of_its_edges_on_either_host() {
     let Some(hosts) = TwoHosts::open() else { return };
-    let (near, far) = (guard(&hosts, &hosts.near, DB, 2), guard(&hosts, &hosts.far, WEB, 2));
+    let (near, far) = (guard_near(&hosts), guard_far(&hosts));
     let (web, db) = (&hosts.near.party, &hosts.far.party);
     let (receiver, to) = db.udp(Family::V4);
     let (sender, from) = web.udp(Family::V4);
@@ -167,7 +192,7 @@ fn the_next_owner_of_an_address_has_none_of_its_edges_on_either_host() {
     assert_eq!(other.send_to(socket, to, b"as other"), Err(Errno::PERM));
     assert!(!arrives(&hosts, receiver));
     // Once it has, its door denies by itself.
-    fs::write(&far.peers, WEB.replace("web", "other")).unwrap();
+    fs::write(&far.peers, whereabouts(web).replace("web", "other")).unwrap();
     let end = Instant::now() + LONG;
     while far.agent.status().epoch < 3 || !far.agent.log().contains("workloads of other hosts have changed") {
         assert!(Instant::now() < end, "{}", far.agent.log());
@@ -183,7 +208,7 @@ fn the_next_owner_of_an_address_has_none_of_its_edges_on_either_host() {
 #[test]
 fn a_file_that_cannot_be_used_changes_nothing_and_is_named() {
     let Some(hosts) = TwoHosts::open() else { return };
-    let mut near = guard(&hosts, &hosts.near, DB, 2);
+    let mut near = guard_near(&hosts);
     let problem = |guarded: &Guarded, text: &str| {
         let end = Instant::now() + LONG;
         while !guarded.agent.status().problems.iter().any(|problem| problem.contains(text)) {
@@ -198,7 +223,7 @@ fn a_file_that_cannot_be_used_changes_nothing_and_is_named() {
     near.agent.stop();
     near.agent.restart();
     problem(&near, "peers.yaml:2:");
-    fs::write(&near.peers, DB.replace("db", "nobody")).unwrap();
+    fs::write(&near.peers, whereabouts(&hosts.far.party).replace("db", "nobody")).unwrap();
     problem(&near, "policy declares no workload `nobody`");
     // What policy does not know is not the world either.
     let (_, to) = hosts.far.party.udp(Family::V4);
@@ -215,8 +240,8 @@ fn a_file_that_cannot_be_used_changes_nothing_and_is_named() {
 #[test]
 fn a_door_without_shared_peers_takes_nobody_by_the_name_of_a_neighbour() {
     let Some(hosts) = TwoHosts::open() else { return };
-    let shared = WEB.to_owned() + "  - { workload: other, addresses: [10.9.0.1, \"fd09::1\"] }\n";
-    let far = guard(&hosts, &hosts.far, &shared, 2);
+    let shared = whereabouts(&hosts.near.party) + "  - { workload: other, addresses: [10.9.0.1, \"fd09::1\"] }\n";
+    let far = guard(&hosts, &hosts.far, &shared);
     let (web, db) = (&hosts.near.party, &hosts.far.party);
     let alone = policy(&hosts, OPEN).replace("/db }", "/db }, sharedPeers: deny");
     for family in FAMILIES {
@@ -233,7 +258,7 @@ fn a_door_without_shared_peers_takes_nobody_by_the_name_of_a_neighbour() {
     }
     far.agent.event("the denial at the door", |e| e["status_code"] == json!("no-rule"));
     // Whose address it is alone may call as ever.
-    fs::write(&far.peers, WEB).unwrap();
+    fs::write(&far.peers, whereabouts(web)).unwrap();
     let end = Instant::now() + LONG;
     let ((sender, _), (receiver, to)) = (web.udp(Family::V4), db.udp(Family::V4));
     loop {

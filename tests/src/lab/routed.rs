@@ -6,7 +6,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Cgroup, Lab, Need, NetNs, Party, VethEnd};
+use super::{Cgroup, Lab, Need, NetNs, Party, VXLAN_PORT, VethEnd};
 
 /// The host's ends, of `web` and of `db`.
 pub const DEVICES: [&str; 2] = ["to-web", "to-db"];
@@ -75,6 +75,8 @@ pub struct TwoHosts {
     pub near: HostOf,
     /// The host of `db`.
     pub far: HostOf,
+    /// What is between them, if there is more than a cable.
+    _router: Option<Arc<NetNs>>,
     /// The lab around them.
     pub lab: Lab,
 }
@@ -107,7 +109,69 @@ impl TwoHosts {
         };
         let near = host("near", &near, "web", &web, ["10.9.0.1", "fd09::1"]);
         let far = host("far", &far, "db", &db, ["10.9.1.2", "fd09:1::2"]);
-        Some(Self { near, far, lab })
+        Some(Self { near, far, _router: None, lab })
+    }
+
+    /// As [`Self::open`], with a router between the hosts, and both workloads in one network that the hosts carry over it
+    /// by VXLAN, as container networks do:
+    ///
+    /// ```text
+    /// web ── web0 ═ to-web ┐                                          ┌ to-db ═ db0 ── db
+    ///                   br0 ── vx0 ⇢ up0 ═ up0 ── router ── up1 ═ up0 ⇢ vx0 ── br0
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the kernel or `ip` refuses.
+    #[must_use]
+    pub fn overlay() -> Option<Self> {
+        let lab = Lab::open(&[Need::Ip, Need::Agent])?;
+        let [near, far, router, web, db] = [(); 5].map(|()| Arc::new(NetNs::new()));
+        for (host, up, [underlay, gateway], peer, bridge) in [
+            (
+                &near,
+                "up0",
+                [["10.8.0.1/24", "fd08::1/64"], ["10.8.0.254", "fd08::ff"]],
+                "10.8.1.2",
+                ["10.9.0.254/24", "fd09::fe/64"],
+            ),
+            (
+                &far,
+                "up1",
+                [["10.8.1.2/24", "fd08:1::2/64"], ["10.8.1.254", "fd08:1::ff"]],
+                "10.8.0.1",
+                ["10.9.0.253/24", "fd09::fd/64"],
+            ),
+        ] {
+            let [v4, v6] = [format!("{}/24", gateway[0]), format!("{}/64", gateway[1])];
+            let end = |netns, device, addrs| VethEnd { netns, device, addrs };
+            NetNs::veth(end(host, "up0", &underlay), end(&router, up, &[&v4, &v6]));
+            gateway.iter().for_each(|gateway| drop(host.ip(&format!("route add default via {gateway}"))));
+            host.ip("link add name br0 type bridge mcast_snooping 0");
+            let local = underlay[0].trim_end_matches("/24");
+            host.ip(&format!("link add vx0 type vxlan id 9 local {local} remote {peer} dstport {VXLAN_PORT} dev up0"));
+            host.ip("link set vx0 master br0 up");
+            host.ip("link set br0 up");
+            // By this the host knows that the workloads' addresses are behind the bridge.
+            bridge.iter().for_each(|addr| drop(host.ip(&format!("address add {addr} dev br0"))));
+            forward(host);
+        }
+        forward(&router);
+        let joined = |host: &NetNs, device: &str, workload: &NetNs, far: &str, addrs: [&str; 2]| {
+            let end = |netns, device, addrs| VethEnd { netns, device, addrs };
+            NetNs::veth(end(host, device, &[]), end(workload, far, &addrs));
+            host.ip(&format!("link set {device} master br0"));
+        };
+        joined(&near, DEVICES[0], &web, "web0", ["10.9.0.1/24", "fd09::1/64"]);
+        joined(&far, DEVICES[1], &db, "db0", ["10.9.0.2/24", "fd09::2/64"]);
+        let host = |name, net: &Arc<NetNs>, party, party_net, addrs| {
+            let cgroup = lab.cgroup().child(name);
+            let party = Party::below(&lab, &cgroup, party, party_net, addrs);
+            HostOf { party, net: Arc::clone(net), cgroup }
+        };
+        let near = host("near", &near, "web", &web, ["10.9.0.1", "fd09::1"]);
+        let far = host("far", &far, "db", &db, ["10.9.0.2", "fd09::2"]);
+        Some(Self { near, far, _router: Some(router), lab })
     }
 
     /// A workload in the network of the near host itself, and one in that of the far host.
