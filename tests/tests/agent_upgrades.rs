@@ -15,7 +15,7 @@ use std::{
 use agent_common::layout::LAYOUT_VERSION;
 use tests::{
     frames::{FAMILIES, framed, ip_udp},
-    lab::{Agent, AgentOptions, Command, Errno, Routed, Witness, magic},
+    lab::{Agent, AgentOptions, Command, Errno, NetNs, Routed, Witness, magic},
     scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, datagram, policy, repetitions},
 };
 
@@ -154,4 +154,42 @@ fn g83_another_version_takes_over_at_devices() {
     net.web.actor.call(&frame(b"denied", PORT)).unwrap();
     assert!(net.db.actor.receive_for(receiver, 1, Duration::from_millis(300)).unwrap().is_empty());
     assert!(agent.balance().problems.is_empty(), "{:#?}", agent.status());
+}
+
+#[test]
+fn g83_a_device_that_changed_hands_between_two_versions_takes_no_flow_along() {
+    let Some(net) = Routed::open() else { return };
+    let mut agent = Agent::prepare(&net.lab, &policy(&net.lab, OPEN, ""), &AgentOptions::default()).unwrap();
+    agent.live_in(&net.host);
+    agent.restart();
+    agent.wait("both devices are guarded", |agent| agent.status().devices == 2);
+    let heir = net.lab.cgroup().child("other");
+    for (family, is_handed_on) in FAMILIES.into_iter().zip([false, true]) {
+        let (receiver, to) = net.db.actor.udp_bind(net.db.at(family, PORT)).unwrap();
+        let (sender, caller) = net.web.udp(family);
+        net.web.actor.send_to(sender, to, b"ask").unwrap();
+        assert_eq!(net.db.actor.receive(receiver, 1).unwrap()[0].data, b"ask");
+        agent.kill();
+        agent.inside(|| fs::rename(pins(&agent, LAYOUT_VERSION), pins(&agent, LAYOUT_VERSION - 1))).unwrap();
+        // `web` leaves its network, with its address, to `other`.
+        let _other = is_handed_on.then(|| {
+            net.web.actor.enter(&NetNs::new());
+            net.lab.actor(&heir, &net.web.net)
+        });
+        agent.restart();
+        let owner = if is_handed_on { " other " } else { " web " };
+        let devices = |agent: &Agent| String::from_utf8(agent.cli(&["devices"]).stdout).unwrap();
+        agent.wait("each device has its owner", |agent| devices(agent).contains(owner));
+        // By a frame, so that no socket of `db` knows better.
+        let answer = magic();
+        let mut sniffer = net.web.watch(&answer);
+        let frame = framed(net.ethernet_of_db(), &ip_udp(to, caller, &answer));
+        net.db.actor.call(&Command::SendFrame { device: "db0".to_owned(), frame, bypass: true }).unwrap();
+        if is_handed_on {
+            agent.event("the denial at the device", |e| e["unmapped"]["eastwall"]["hook"] == "tc/to");
+        } else {
+            assert_eq!(net.web.actor.receive(sender, 1).unwrap()[0].data, answer, "the control: nobody moved");
+        }
+        assert_eq!(sniffer.arrived(), u64::from(!is_handed_on));
+    }
 }

@@ -51,6 +51,16 @@ impl Routed {
     pub fn ethernet(&self) -> ([u8; 6], [u8; 6]) {
         ethernet(&self.web, &self.host)
     }
+
+    /// As [`Self::ethernet`], of `db`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::ethernet`].
+    #[must_use]
+    pub fn ethernet_of_db(&self) -> ([u8; 6], [u8; 6]) {
+        (hardware_address(&self.db.net, "db0"), hardware_address(&self.host, DEVICES[1]))
+    }
 }
 
 /// One of two hosts: a workload behind a device of it, in a cgroup of the host.

@@ -47,7 +47,12 @@ pub fn has_kvm() -> bool {
     has_flag && fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
-/// Boots `kernel`, runs `command` there, a script for sh(1), and hands each line that it prints to `take`.
+/// How often a machine is booted that dies before its command has said anything: an emulated one does that now and then,
+/// while its kernel patches itself.
+const BOOTS: u32 = 3;
+
+/// Boots `kernel`, runs `command` there, a script for sh(1), and hands each line that it prints to `take`. Nothing of what
+/// it writes comes back, so that a boot may be tried again.
 ///
 /// # Errors
 ///
@@ -59,13 +64,39 @@ pub fn run(
     size: Size,
     limit: Duration,
     directory: &Path,
-    take: impl FnMut(&str) + Send,
+    mut take: impl FnMut(&str) + Send,
 ) -> Result<Ended> {
     let place = Place::make(directory)?;
     fs::write(place.0.join("initramfs"), initramfs::build(kernel, files, command)?).context("write initramfs")?;
+    let mut boots = 1;
+    loop {
+        let mut has_spoken = false;
+        let ended = boot(kernel, size, limit, &place, |line| {
+            has_spoken = true;
+            take(line);
+        });
+        match ended {
+            Err(e) if !has_spoken && boots < BOOTS && fs::exists(place.0.join("console")).unwrap_or(false) => {
+                eprintln!("the machine died while it booted ({}); it is booted again", last_words(&e));
+                boots += 1;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// The last line of an error, which is that of a console.
+fn last_words(error: &anyhow::Error) -> String {
+    let text = error.to_string();
+    let panic = text.lines().rfind(|line| line.contains("Kernel panic"));
+    panic.or(text.lines().last()).unwrap_or_default().trim().to_owned()
+}
+
+fn boot(kernel: &Kernel, size: Size, limit: Duration, place: &Place, take: impl FnMut(&str) + Send) -> Result<Ended> {
+    let _ = fs::remove_file(place.0.join("files"));
     fs::write(place.0.join("status"), "").context("make a file for the status")?;
-    let _files = share_root(&place)?;
-    let mut child = Running::start(qemu(kernel, size, &place), kernel.arch.qemu())?;
+    let _files = share_root(place)?;
+    let mut child = Running::start(qemu(kernel, size, place), kernel.arch.qemu())?;
     let output = child.0.stdout.take().context("QEMU has no output")?;
     let ended = thread::scope(|scope| {
         let reader = scope.spawn(move || read_lines(BufReader::new(output), take));
