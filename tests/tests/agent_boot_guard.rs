@@ -9,7 +9,7 @@ use tests::{
         Actor, Agent, AgentOptions, Cgroup, Command, Errno, Exit, Lab, Need, NetNs, Socket, Witness, magic,
         require_or_skip,
     },
-    scene::{BRIEF, LONG, LOOPBACK, PORT, datagram, document, policy},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, datagram, document, policy, repetitions},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432, udp/5432] }]";
@@ -217,7 +217,7 @@ fn g81_a_boot_guard_that_cannot_be_raised_whole_does_not_stand_at_all() {
     let calls = fs::read_to_string(&trace).unwrap().matches("bpf(").count();
     assert!(boot.guard(&["off", "--yes"]).status.success());
     let mut failed = 0;
-    for n in 1..=calls {
+    for n in (1..=calls).step_by(repetitions(4, 1)) {
         let raised = raise(&["-e", &format!("inject=bpf:error=ENOMEM:when={n}")]);
         if raised.status.success() {
             // Some calls only ask what the kernel can do.
@@ -229,6 +229,6 @@ fn g81_a_boot_guard_that_cannot_be_raised_whole_does_not_stand_at_all() {
         }
         datagram(&boot.web, to, b"x").unwrap_or_else(|e| panic!("after call {n}, something of it stands: {e}"));
     }
-    println!("{calls} calls of bpf(2); {failed} of them ended it, and left nothing");
-    assert!(failed > 10, "{failed}");
+    println!("{calls} calls of bpf(2); {failed} that were made to fail ended it, and left nothing");
+    assert!(failed > 4, "{failed}");
 }

@@ -45,14 +45,14 @@ struct Guarded {
 }
 
 fn guard_near(hosts: &TwoHosts) -> Guarded {
-    guard(hosts, &hosts.near, &whereabouts(&hosts.far.party))
+    guard(hosts, &hosts.near, &whereabouts(&hosts.far.party), 2)
 }
 
 fn guard_far(hosts: &TwoHosts) -> Guarded {
-    guard(hosts, &hosts.far, &whereabouts(&hosts.near.party))
+    guard(hosts, &hosts.far, &whereabouts(&hosts.near.party), 2)
 }
 
-fn guard(hosts: &TwoHosts, host: &HostOf, peers: &str) -> Guarded {
+fn guard(hosts: &TwoHosts, host: &HostOf, peers: &str, addresses: usize) -> Guarded {
     let dir = TempDir::with_prefix("eastwall-lab-peers-").unwrap();
     let file = dir.path().join("peers.yaml");
     fs::write(&file, peers).unwrap();
@@ -67,7 +67,7 @@ fn guard(hosts: &TwoHosts, host: &HostOf, peers: &str) -> Guarded {
     agent.live_in(&host.net);
     agent.restart();
     let guarded = Guarded { agent, peers: file, _dir: dir };
-    guarded.wait_for(1, 2);
+    guarded.wait_for(1, addresses);
     guarded
 }
 
@@ -241,7 +241,7 @@ fn a_file_that_cannot_be_used_changes_nothing_and_is_named() {
 fn a_door_without_shared_peers_takes_nobody_by_the_name_of_a_neighbour() {
     let Some(hosts) = TwoHosts::open() else { return };
     let shared = whereabouts(&hosts.near.party) + "  - { workload: other, addresses: [10.9.0.1, \"fd09::1\"] }\n";
-    let far = guard(&hosts, &hosts.far, &shared);
+    let far = guard(&hosts, &hosts.far, &shared, 2);
     let (web, db) = (&hosts.near.party, &hosts.far.party);
     let alone = policy(&hosts, OPEN).replace("/db }", "/db }, sharedPeers: deny");
     for family in FAMILIES {
@@ -267,5 +267,81 @@ fn a_door_without_shared_peers_takes_nobody_by_the_name_of_a_neighbour() {
             return;
         }
         assert!(Instant::now() < end, "{}", far.agent.log());
+    }
+}
+
+/// Where workloads are, and nobody else.
+const RANGES: &str = "ranges: [10.9.0.0/16, \"fd09::/16\"]\n";
+
+#[test]
+fn an_address_of_a_range_is_nobodys_until_it_is_told_whose_it_is() {
+    let Some(hosts) = TwoHosts::open() else { return };
+    let (web, db) = (&hosts.near.party, &hosts.far.party);
+    let far = guard(&hosts, &hosts.far, "peers: []\n", 0);
+    let world = "[{ from: world, to: db, ports: [udp/any] }, { from: web, to: db, ports: [tcp/any] }]";
+    far.agent.apply(&policy(&hosts, world));
+    let sockets = FAMILIES.map(|family| (web.udp(family), db.udp(family)));
+    for ((sender, _), (receiver, to)) in sockets {
+        web.actor.send_to(sender, to, b"as the world").unwrap();
+        assert_eq!(db.actor.receive(receiver, 1).unwrap()[0].data, b"as the world", "the control");
+    }
+    fs::write(&far.peers, format!("peers: []\n{RANGES}")).unwrap();
+    let end = Instant::now() + LONG;
+    for ((sender, _), (receiver, to)) in sockets {
+        while {
+            web.actor.send_to(sender, to, b"in a range").unwrap();
+            arrives(&hosts, receiver)
+        } {
+            assert!(Instant::now() < end, "{}", far.agent.log());
+        }
+        let magic = magic();
+        let mut sniffer = db.watch(&magic);
+        web.actor.send_to(sender, to, &magic).unwrap();
+        assert!(!arrives(&hosts, receiver));
+        assert_eq!(sniffer.arrived(), 0);
+    }
+    // Nobody says whose it is: that is told, a moment later.
+    for family in FAMILIES {
+        let from = json!(web.addr(family));
+        let told = far.agent.event("the denial of nobody", |e| e["src_endpoint"]["ip"] == from);
+        assert_eq!(told["status_code"], json!("unknown-caller"), "{told:#}");
+        let [logged, time] =
+            ["/metadata/logged_time", "/time"].map(|field| told.pointer(field).unwrap().as_u64().unwrap());
+        assert!(logged - time >= 5_000, "{told:#}");
+    }
+}
+
+#[test]
+fn a_denial_is_settled_if_it_is_told_in_time_whose_the_address_is() {
+    /// On a busy machine the news come late.
+    const ROUNDS: u32 = 5;
+    let Some(hosts) = TwoHosts::open() else { return };
+    let (web, db) = (&hosts.near.party, &hosts.far.party);
+    let nobody = format!("peers: []\n{RANGES}");
+    let far = guard(&hosts, &hosts.far, &nobody, 0);
+    let (listener, to) = db.listen(Family::V4);
+    for round in 1..=ROUNDS {
+        let start = Instant::now();
+        let before = far.agent.status();
+        // It counts once it has been the same for a moment: after the first SYN, and before the next ones.
+        fs::write(&far.peers, whereabouts(web) + RANGES).unwrap();
+        let caller = web.actor.tcp_connect(to, LONG).unwrap();
+        far.wait_for(1, 2);
+        let took = start.elapsed();
+        let callee = db.actor.accept(listener).unwrap();
+        web.actor.send(caller, b"known").unwrap();
+        assert_eq!(db.actor.receive(callee, 1).unwrap()[0].data, b"known");
+        assert!(far.agent.status().denied > before.denied, "nothing was denied, so there is nothing to settle");
+        let status = far.agent.balance();
+        if took < Duration::from_secs(3) {
+            assert_eq!(status.reported, before.reported, "{:#?}", far.agent.events());
+            assert_eq!(status.lost, before.lost);
+            return;
+        }
+        assert!(round < ROUNDS, "this machine is never told in time");
+        web.actor.close(caller);
+        db.actor.close(callee);
+        fs::write(&far.peers, &nobody).unwrap();
+        far.wait_for(1, 0);
     }
 }

@@ -132,7 +132,8 @@ impl Core {
         };
         let counts = self.datapath.deny_counts()?;
         let count = |c: DenyCounter| base[c as usize] + counts[c as usize];
-        let (suppressed, lost) = (accounting.repeated + accounting.folded, accounting.lost.total());
+        let (suppressed, lost) =
+            (accounting.repeated + accounting.folded + accounting.settled, accounting.lost.total());
         let denied = count(DenyCounter::Denied);
         let (devices, host_devices) = self.watch.owners().devices_of_each();
         let policy = &self.candidate.policy;

@@ -22,6 +22,7 @@ use super::{
     recent::History,
     resets::Sockets,
     roster::Roster,
+    settled,
     store::Store,
     surroundings::Surroundings,
     swap::DNS_ADDRESSES,
@@ -151,6 +152,7 @@ impl Core {
                     }
                     Input::Stop => {
                         self.tick();
+                        self.pipeline.on_stop(&clock::now());
                         self.lifecycle(Phase::Stopped);
                         return Ok(());
                     }
@@ -189,9 +191,9 @@ impl Core {
     fn drain_events(&mut self) -> usize {
         self.kernel_log.iter_mut().for_each(KernelLog::flush);
         let now = clock::now();
-        let (pipeline, snapshots) = (&self.pipeline, &self.snapshots);
+        let (pipeline, snapshots, peers) = (&self.pipeline, &self.snapshots, &self.state.peers);
         self.events.drain(|bytes| {
-            if let Err(e) = pipeline.on_ring_bytes(bytes, &now, snapshots) {
+            if let Err(e) = pipeline.on_ring_bytes(bytes, &now, snapshots, |address| peers.is_in_range(address)) {
                 error!("a record of the kernel cannot be read: {e}");
             }
         })
@@ -406,6 +408,7 @@ impl Core {
         let kernel = self.datapath.deny_counts()?;
         let ring_empty = self.drain_events() == 0 || self.drain_events() == 0;
         let tick = Tick { kernel, seen: &taken, folded: folded.as_deref(), ring_empty };
+        self.pipeline.on_wait(&now, |event| settled::settles(event, &self.state, &now));
         self.pipeline.on_tick(&now, &tick, &self.snapshots);
         Ok(())
     }

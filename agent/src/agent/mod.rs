@@ -13,6 +13,7 @@ mod recent;
 mod resets;
 mod resolvers;
 mod roster;
+mod settled;
 mod store;
 mod surroundings;
 mod swap;

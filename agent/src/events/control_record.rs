@@ -109,6 +109,8 @@ pub struct AccountingEvent {
     pub repeated: u64,
     /// Told as a number of one workload.
     pub folded: u64,
+    /// Of ends whose identity came soon after.
+    pub settled: u64,
     /// Not told, by stage.
     pub lost: Lost,
     /// Not told yet.

@@ -1,7 +1,7 @@
 //! What the kernel reports -> records for sinks. No I/O but `/proc` in [`process`], no maps, no clock.
 //!
 //! ```text
-//! ring bytes -> decode -> enrich -> windows -> queue -> writer (crate::sinks)
+//! ring bytes -> decode -> enrich -> held, windows -> queue -> writer (crate::sinks)
 //! ```
 //!
 //! No verdict depends on anything here: the kernel decides first and reports afterwards. [`pipeline`]
@@ -13,6 +13,7 @@ mod control_record;
 pub mod decode;
 pub mod enrich;
 pub mod escape;
+pub mod held;
 pub mod line;
 mod long_field;
 pub mod ocsf;

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc::Receiver},
 };
@@ -17,6 +18,7 @@ use super::{
     accounting::{KernelCounts, LossFound, Observation},
     decode::{Denial, InvalidRecord, decode},
     enrich::{CutFlow, Enrich},
+    held::Held,
     process,
     queue::{Message, QUEUE_RECORDS_MAX, RecordQueue, SharedLedger},
     record::{DenyEvent, Now, Record, Share, Stage},
@@ -84,6 +86,7 @@ pub struct Pipeline {
 struct State {
     windows: Windows,
     folded: FoldedWindow,
+    held: Held,
     /// Repeats in the rows of the last look.
     repeats: HashMap<DenyKey, u64>,
 }
@@ -118,12 +121,18 @@ impl Pipeline {
         self.queue.ledger()
     }
 
-    /// Takes in one record of the ring.
+    /// Takes in one record of the ring. `awaits` says of which addresses it may be told soon whose they are.
     ///
     /// # Errors
     ///
     /// [`InvalidRecord`] if it is none. The denial is counted lost at `decode` already; the error is for the log.
-    pub fn on_ring_bytes(&self, bytes: &[u8], now: &Now, snapshots: &Snapshots) -> Result<(), InvalidRecord> {
+    pub fn on_ring_bytes(
+        &self,
+        bytes: &[u8],
+        now: &Now,
+        snapshots: &Snapshots,
+        awaits: impl Fn(IpAddr) -> bool,
+    ) -> Result<(), InvalidRecord> {
         self.ledger().lock().take(Share::Listed, 1);
         let denial = decode(bytes).inspect_err(|error| {
             let (stage, share, detail) = (Stage::Decode, Share::Listed, Some(error.to_string()));
@@ -132,8 +141,26 @@ impl Pipeline {
         })?;
         let event = self.enrich(now, snapshots).denial(&denial, self.details(&denial));
         let event = self.opened(now, &denial.key, event);
-        self.publish(now, event);
+        let waits = event.peer().addr.is_some_and(awaits);
+        let event = if waits { self.state().held.hold(now.boot_ns, denial.key, event) } else { Some(event) };
+        if let Some(event) = event {
+            self.publish(now, event);
+        }
         Ok(())
+    }
+
+    /// Tells of the denials that have waited long enough for whose the other end is. `settles` says that it is known
+    /// now, and may.
+    pub fn on_wait(&self, now: &Now, settles: impl Fn(&DenyEvent) -> bool) {
+        let (settled, told) = self.state().held.due(now.boot_ns, settles);
+        self.ledger().lock().settled(Share::Listed, settled);
+        told.into_iter().for_each(|event| self.publish(now, event));
+    }
+
+    /// Tells of all denials that wait: there is no later.
+    pub fn on_stop(&self, now: &Now) {
+        let told: Vec<_> = self.state().held.all().collect();
+        told.into_iter().for_each(|event| self.publish(now, event));
     }
 
     /// Returns the rows whose window has ended. `rows` is all of `deny_seen`.
@@ -153,11 +180,17 @@ impl Pipeline {
             for (key, _) in tick.seen {
                 left.remove(key);
             }
-            (state.windows.taken(now.boot_ns, tick.seen), left.values().sum())
+            let rows = state.windows.taken(now.boot_ns, tick.seen);
+            let rows: Vec<_> = rows.into_iter().map(|row| (state.held.settles(&row.key, &row.stat), row)).collect();
+            (rows, left.values().sum())
         };
-        for row in &rows {
+        for (is_settled, row) in &rows {
             self.ledger().lock().take(Share::Repeated, row.stat.count);
-            self.publish(now, enrich.repeat(row).into());
+            if *is_settled {
+                self.ledger().lock().settled(Share::Repeated, row.stat.count);
+            } else {
+                self.publish(now, enrich.repeat(row).into());
+            }
         }
         for row in tick.folded.unwrap_or_default().iter().filter(|row| row.stat.count > 0) {
             self.ledger().lock().take(Share::Folded, row.stat.count);

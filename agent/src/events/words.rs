@@ -154,13 +154,14 @@ pub fn loss_message(event: &LossEvent) -> String {
     }
 }
 
-/// `denials since boot: 65566 = 92 listed + 6 repeated + 64210 folded + 1258 lost + 0 pending`
+/// `denials since boot: 65566 = 92 listed + 6 repeated + 64210 folded + 2 settled + 1256 lost + 0 pending`
 #[must_use]
 pub fn accounting_message(event: &AccountingEvent) -> String {
-    let AccountingEvent { denied, listed, repeated, folded, lost, pending, .. } = event;
+    let AccountingEvent { denied, listed, repeated, folded, settled, lost, pending, .. } = event;
     let lost = lost.total();
     format!(
-        "denials since boot: {denied} = {listed} listed + {repeated} repeated + {folded} folded + {lost} lost + {pending} pending"
+        "denials since boot: {denied} = {listed} listed + {repeated} repeated + {folded} folded + {settled} settled + {lost} lost + \
+         {pending} pending"
     )
 }
 

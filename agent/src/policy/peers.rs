@@ -10,9 +10,19 @@ use std::{
 
 use serde::Deserialize;
 
-/// Address -> the workloads there, by name. IPv4 never mapped.
+use super::model::Cidr;
+
+/// Who is where on other hosts.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Peers(BTreeMap<IpAddr, BTreeSet<String>>);
+pub struct Peers {
+    /// Address -> the workloads there, by name. IPv4 never mapped.
+    addresses: BTreeMap<IpAddr, BTreeSet<String>>,
+    /// Where workloads are and nobody else: an address in there that is nobody's is `unknown`.
+    ranges: BTreeSet<Cidr>,
+}
+
+/// Most ranges of a file. A count.
+pub const RANGES_MAX: usize = 1 << 10;
 
 /// Most addresses of a file. A count: as many as the kernel side holds prefixes for beside those of externals.
 pub const ADDRESSES_MAX: usize = 1 << 15;
@@ -22,6 +32,8 @@ pub const ADDRESSES_MAX: usize = 1 << 15;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct File {
     peers: Vec<Entry>,
+    #[serde(default)]
+    ranges: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,7 +69,7 @@ impl Peers {
             return Err(wrong(0, 0, "it is empty; write `peers: []` for none".to_owned()));
         }
         let options = serde_saphyr::options! { with_snippet: false };
-        let File { peers } = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
+        let File { peers, ranges } = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
             let (line, column) = e.location().map_or((0, 0), |at| (at.line(), at.column()));
             let said = e.to_string();
             let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(before, _)| before);
@@ -70,36 +82,62 @@ impl Peers {
                 if let Some(why) = why_not(address) {
                     return Err(wrong(0, 0, format!("`{address}` of `{workload}` {why}")));
                 }
-                all.0.entry(address).or_default().insert(workload.clone());
+                all.addresses.entry(address).or_default().insert(workload.clone());
             }
         }
-        if all.0.len() > ADDRESSES_MAX {
-            return Err(wrong(0, 0, format!("{} addresses, and {ADDRESSES_MAX} are the most", all.0.len())));
+        for range in ranges {
+            let range = Cidr::parse(&range).map_err(|e| wrong(0, 0, format!("of `ranges`: {e}")))?;
+            if range.prefix == 0 {
+                return Err(wrong(
+                    0,
+                    0,
+                    format!("of `ranges`: `{range}` is everybody, not the workloads of some hosts"),
+                ));
+            }
+            all.ranges.insert(range);
+        }
+        for (what, n, most) in
+            [("addresses", all.addresses.len(), ADDRESSES_MAX), ("ranges", all.ranges.len(), RANGES_MAX)]
+        {
+            if n > most {
+                return Err(wrong(0, 0, format!("{n} {what}, and {most} are the most")));
+            }
         }
         Ok(all)
     }
 
     /// Each address with the workloads there, in order.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &BTreeSet<String>)> {
-        self.0.iter().map(|(address, names)| (*address, names))
+        self.addresses.iter().map(|(address, names)| (*address, names))
+    }
+
+    /// The ranges in which workloads are and nobody else, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = &Cidr> {
+        self.ranges.iter()
+    }
+
+    /// Says whether only workloads have such an address.
+    #[must_use]
+    pub fn is_in_range(&self, address: IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.contains(address))
     }
 
     /// The workloads at an address; none if there is nobody known.
     #[must_use]
     pub fn names(&self, address: IpAddr) -> Option<&BTreeSet<String>> {
-        self.0.get(&address)
+        self.addresses.get(&address)
     }
 
     /// How many addresses there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.addresses.len()
     }
 
-    /// Says whether there are none.
+    /// Says whether it says nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.addresses.is_empty() && self.ranges.is_empty()
     }
 }
 
@@ -138,6 +176,17 @@ mod tests {
         let expected = [("10.0.0.1", "db+web"), ("10.0.0.2", "db"), ("fd00::1", "web")];
         assert_eq!(found, expected.map(|(a, n)| (a.to_owned(), n.to_owned())));
         assert!(Peers::parse("peers.yaml", "peers: []\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_range_is_where_workloads_are_and_nobody_else() {
+        let peers = Peers::parse("peers.yaml", "peers: []\nranges: [10.9.0.0/16, \"fd09::/48\"]\n").unwrap();
+        let is_in = |address: &str| peers.is_in_range(address.parse().unwrap());
+        assert!(is_in("10.9.255.1") && is_in("::ffff:10.9.0.1") && is_in("fd09::1"));
+        assert!(!is_in("10.10.0.1") && !is_in("fd0a::1"));
+        assert!(said("peers: []\nranges: [10.9.0.1/16]\n").contains("write `10.9.0.0/16`"));
+        assert!(said("peers: []\nranges: [10.9.0.1]\n").contains("not an address range"));
+        assert!(said("peers: []\nranges: [0.0.0.0/0]\n").contains("is everybody"));
     }
 
     #[test]

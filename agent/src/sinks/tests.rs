@@ -227,8 +227,8 @@ fn from_kernel_bytes_to_the_file_the_books_are_balanced() {
     let snapshots = testing::snapshots();
 
     let mut now = testing::now();
-    pipeline.on_ring_bytes(testing::record().as_bytes(), &now, &snapshots).unwrap();
-    assert!(pipeline.on_ring_bytes(b"no record", &now, &snapshots).is_err());
+    pipeline.on_ring_bytes(testing::record().as_bytes(), &now, &snapshots, |_| false).unwrap();
+    assert!(pipeline.on_ring_bytes(b"no record", &now, &snapshots, |_| false).is_err());
     let key = decode(testing::record().as_bytes()).unwrap().key;
     let stat = DenyStat { count: 2, bytes: 120, first_ns: now.boot_ns, last_ns: now.boot_ns + 1 };
     let mut kernel = [0; DenyCounter::COUNT as usize];
@@ -288,7 +288,7 @@ fn a_full_queue_never_waits_and_its_losses_are_told() {
     let (pipeline, receiver) = Pipeline::new(config, opened.ledger.clone());
     for peer_port in 1..=10 {
         let record = DenyRecord { peer_port, ..testing::record() };
-        pipeline.on_ring_bytes(record.as_bytes(), &testing::now(), &testing::snapshots()).unwrap();
+        pipeline.on_ring_bytes(record.as_bytes(), &testing::now(), &testing::snapshots(), |_| false).unwrap();
     }
     assert_eq!(opened.ledger.lock().sums().records_lost.queue, 6);
     let writer = spawn(sink, receiver, Box::new(testing::now)).unwrap();

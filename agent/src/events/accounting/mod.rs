@@ -1,11 +1,11 @@
 //! The books: every denial that the kernel counted is told, lost or pending, with difference 0. Pure.
 //!
 //! ```text
-//! denied = listed + repeated + folded + lost + pending
+//! denied = listed + repeated + folded + settled + lost + pending
 //! ```
 //!
 //! `denied` and the losses of the ring come from the kernel. What is told is counted when its record is
-//! on disk, never before. What left the kernel and is neither told, lost nor on its way was lost
+//! on disk, never before. What is settled needs none: nobody was denied who may call (see `held`). What left the kernel and is neither told, lost nor on its way was lost
 //! without a witness; it is found by subtraction once nothing moves (see [`Ledger::observe`]).
 //!
 //! Source: events.md, section 3.4; security.md, R9.
@@ -61,6 +61,9 @@ pub struct SavedSums {
     pub told: Shares,
     /// Denials that left the kernel and were lost afterwards.
     pub gone: Shares,
+    /// Denials that were settled: it was not known yet who called or was called, and it was soon.
+    #[serde(default)]
+    pub settled: Shares,
     /// Denials lost, by stage.
     pub lost: Lost,
     /// Records written.
@@ -144,11 +147,11 @@ impl Ledger {
     /// Goes on with the sums of an agent before in the same boot.
     #[must_use]
     pub fn restored(sums: SavedSums) -> Self {
-        let SavedSums { told, gone, .. } = sums;
+        let SavedSums { told, gone, settled, .. } = sums;
         let taken = Shares {
-            listed: told.listed + gone.listed,
-            repeated: told.repeated + gone.repeated,
-            folded: told.folded + gone.folded,
+            listed: told.listed + gone.listed + settled.listed,
+            repeated: told.repeated + gone.repeated + settled.repeated,
+            folded: told.folded + gone.folded + settled.folded,
         };
         Self { sums, taken, ..Self::default() }
     }
@@ -168,6 +171,11 @@ impl Ledger {
     pub fn written(&mut self, share: Share, denials: u64) {
         self.sums.records_written += 1;
         self.sums.told.add(share, denials);
+    }
+
+    /// Counts denials that no record tells, because they were none that anybody has to know of.
+    pub fn settled(&mut self, share: Share, denials: u64) {
+        self.sums.settled.add(share, denials);
     }
 
     /// Counts a loss. Its record is due at once.
@@ -334,6 +342,7 @@ impl Ledger {
             listed,
             repeated,
             folded,
+            settled: self.sums.settled.total(),
             lost: self.sums.lost,
             pending: self.difference().unwrap_or(0),
             records_lost: self.sums.records_lost,
@@ -343,7 +352,8 @@ impl Ledger {
 
     /// Returns what is neither told nor lost; `None` if more was told than the kernel was seen to count.
     fn difference(&self) -> Option<u64> {
-        self.count(DenyCounter::Denied).checked_sub(self.sums.told.total() + self.sums.lost.total())
+        self.count(DenyCounter::Denied)
+            .checked_sub(self.sums.told.total() + self.sums.settled.total() + self.sums.lost.total())
     }
 
     fn count(&self, counter: DenyCounter) -> u64 {

@@ -159,6 +159,7 @@ struct AccountingRest {
     listed: u64,
     repeated: u64,
     folded: u64,
+    settled: u64,
     lost: Lost,
     pending: u64,
     records_lost: RecordsLost,
@@ -178,11 +179,23 @@ pub fn write_accounting(buffer: &mut Vec<u8>, event: &AccountingEvent, stamp: &S
         severity_id: 1,
         status_id: 1,
     };
-    let &AccountingEvent { uid, time, denied, listed, repeated, folded, lost, pending, records_lost, epoch } = event;
+    let &AccountingEvent { uid, time, denied, listed, repeated, folded, settled, lost, pending, records_lost, epoch } =
+        event;
     let epoch = epoch.map(|epoch| epoch.0);
     let (schema, name) = (SCHEMA, "accounting");
-    let rest =
-        AccountingRest { schema, kind: name, denied, listed, repeated, folded, lost, pending, records_lost, epoch };
+    let rest = AccountingRest {
+        schema,
+        kind: name,
+        denied,
+        listed,
+        repeated,
+        folded,
+        settled,
+        lost,
+        pending,
+        records_lost,
+        epoch,
+    };
     let line = EventLog::new(head(&kind, uid, time, stamp), words::accounting_message(event), stamp, rest);
     serde_json::to_writer(buffer, &line)
 }

@@ -61,6 +61,11 @@ impl Cast {
             let number = together("names", policy, &members, &mut numbers, &mut sets);
             prefixes.insert(prefix, number.unwrap_or(IdentityId::WORLD));
         }
+        // In a range of workloads an address that is nobody's is no external's either.
+        for range in peers.into_iter().flat_map(Peers::ranges) {
+            prefixes.retain(|prefix, _| !prefixes::covers(range, prefix));
+            prefixes.insert(prefixes::key(range), IdentityId::UNKNOWN);
+        }
         // Who is there says more about an address than the ranges around it.
         for (address, workloads) in peers.into_iter().flat_map(Peers::iter) {
             let is_known = workloads.iter().all(|name| policy.workloads.contains_key(name));

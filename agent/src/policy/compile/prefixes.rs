@@ -65,6 +65,18 @@ pub(super) fn split<'a>(externals: impl Iterator<Item = &'a External>) -> BTreeM
     prefixes
 }
 
+/// A range as the maps hold it.
+pub(super) fn key(cidr: &Cidr) -> PrefixKey {
+    let (addr, bits) = bits_of(cidr);
+    PrefixKey { bits, addr: addr.to_be_bytes() }
+}
+
+/// Says whether every address of a prefix lies in a range.
+pub(super) fn covers(range: &Cidr, prefix: &PrefixKey) -> bool {
+    let (outer, inner) = (bits_of(range), (u128::from_be_bytes(prefix.addr), prefix.bits));
+    outer.1 <= inner.1 && holds(outer, inner)
+}
+
 fn bits_of(cidr: &Cidr) -> (u128, u32) {
     match cidr.addr {
         IpAddr::V4(v4) => (mapped(v4), 96 + u32::from(cidr.prefix)),

@@ -320,6 +320,24 @@ fn a_door_that_takes_no_shared_callers_opens_for_each_by_its_own_address_alone()
 }
 
 #[test]
+fn an_address_in_a_range_of_workloads_is_one_of_them_or_nobody() {
+    let text = "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: { name: d }\nspec:\n  trustDomain: t\n  \
+                workloads: [{ name: web, select: { cgroup: /a } }]\n  externals:\n    - { name: around, cidrs: [10.0.0.0/8] \
+                }\n    - { name: within, cidrs: [10.9.1.0/24, 10.9.0.7/32] }\n    - { name: same, cidrs: [10.9.0.0/16] }\n";
+    let policy = load(&[("d.yaml", text)]).unwrap().policy;
+    let peers = "peers: [{ workload: web, addresses: [10.9.1.1, 10.1.1.1] }]\nranges: [10.9.0.0/16, \"fd09::/48\"]\n";
+    let peers = Peers::parse("peers.yaml", peers).unwrap();
+    let map = compile(&policy, &CompileInput { peers: Some(&peers), ..CompileInput::default() }).unwrap();
+    let of = |text: &str| {
+        let id = map.peer_of(&octets(text.parse().unwrap()));
+        if id.is_unknown() { "unknown".to_owned() } else { map.names[&id].clone() }
+    };
+    let asked = ["10.9.1.1", "10.1.1.1", "10.9.1.2", "10.9.0.7", "10.9.255.1", "10.8.0.1", "fd09::1", "fd09:1::1"];
+    let found = ["web", "web", "unknown", "unknown", "unknown", "around", "unknown", "world"];
+    assert_eq!(asked.map(of), found);
+}
+
+#[test]
 fn g90_a_step_of_the_wall_clock_moves_the_ends_that_are_written_in_it_and_nothing_else() {
     let text = "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: { name: d }\nspec:\n  trustDomain: t\n  workloads:\n    \
                 - { name: a, select: { cgroup: /a } }\n    - { name: b, select: { cgroup: /b } }\n    - { name: c, select: { \
