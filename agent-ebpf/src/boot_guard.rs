@@ -10,6 +10,7 @@
 #![allow(internal_features)]
 
 mod kernfs;
+mod object;
 
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -151,16 +152,3 @@ fn count(index: u32) {
         let _ = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(count, 1) };
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // A reachable panic is refused by the verifier: it sees a loop without end.
-    loop {}
-}
-
-/// What the kernel reads before it lets a program call helpers that are for programs under the GPL alone. These can be
-/// had under it: `license` in Cargo.toml.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";

@@ -194,6 +194,17 @@ fn the_boot_guard_is_taken_off_by_a_deliberate_command_and_says_what_is_wrong_wi
     }
     fs::write(&config, written.to_string()).unwrap();
     assert_eq!(boot.standing(), None);
+
+    // At boot the scope of the agent may be still to come.
+    let scope = format!("{}/later", boot.lab.cgroup().path());
+    let mut changed = written.clone();
+    (changed["bootGuard"], changed["scope"]) = (json!([format!("{scope}/db")]), json!(scope));
+    fs::write(&config, changed.to_string()).unwrap();
+    boot.raise();
+    let later = boot.lab.cgroup().child("later");
+    assert_eq!(boot.once(&later.child("db"), to, b"x"), REFUSED);
+    assert_eq!(boot.once(&later.child("other"), to, b"x"), Exit::Status(0));
+    says(&boot.guard(&["off", "--yes"]), 0, "it dropped 1 packets to send");
     datagram(&boot.web, to, b"x").unwrap();
 }
 

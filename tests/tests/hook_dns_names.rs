@@ -87,7 +87,8 @@ fn a_name_that_runs_out_ends_no_flow_and_begins_none() {
             // Decided again, under another policy.
             again();
             talks();
-            assert_eq!(scene.denials().denied(), 0);
+            let denials = scene.denials();
+            assert_eq!(denials.denied(), 0, "{:#?}", denials.records);
             assert_eq!(web.tcp_connect(to, BRIEF).unwrap_err(), scene.refused());
             assert_eq!(scene.denials().calls(), cause(family.connect_hook()));
 

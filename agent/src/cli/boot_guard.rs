@@ -83,9 +83,10 @@ fn on(config: &Config, guard: &BootGuard, output: &mut Output) -> Result<Exit, C
         return Err(CliError::new(Exit::Partly, anyhow!(message)));
     }
     let before = guard.standing().map_err(anyhow::Error::from)?;
-    guard
-        .raise(hierarchy.mount(), &hierarchy.dir(&config.scope), &config.boot_guard)
-        .context("raise the boot guard")?;
+    // At boot there may be nothing yet of what the agent will guard.
+    let scope = hierarchy.dir(&config.scope);
+    let root = scope.ancestors().find(|path| path.exists()).unwrap_or(hierarchy.mount());
+    guard.raise(hierarchy.mount(), root, &config.boot_guard).context("raise the boot guard")?;
     let cgroups = config.boot_guard.join(", ");
     output.write(&match before {
         None => format!("the boot guard stands: nothing enters or leaves {cgroups}\n"),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     ask::{Asked, Single},
-    model::{Action, Party, Policy, PortRange, PortSpec, Rule},
+    model::{Action, Party, Policy, PortRange, PortSpec, Rule, SharedPeers},
     names, ports, time,
 };
 
@@ -49,6 +49,8 @@ pub struct Nearest<'a> {
 pub enum Difference {
     /// It has expired.
     Expired,
+    /// Others have the caller's address as well, and the callee lets nobody in by it.
+    SharedPeers,
     /// Other ports.
     Ports,
     /// Another caller.
@@ -111,6 +113,8 @@ fn carries(policy: &Policy, name: &str, term: &str) -> bool {
 
 fn nearest<'a>(asked: &Asked<'a>, from: &Single, to: &Single, range: PortRange, reason: Reason) -> Option<Nearest<'a>> {
     let policy = asked.policy;
+    let is_closed = policy.workloads.get(&to.name).is_some_and(|to| to.shared_peers == SharedPeers::Deny);
+    let is_shared = is_closed && from.id.is_set();
     let one_difference = |rule: &'a Rule| {
         let same_to = carries(policy, &to.name, &rule.to);
         // A port name means what the callee of the rule calls by it.
@@ -122,9 +126,10 @@ fn nearest<'a>(asked: &Asked<'a>, from: &Single, to: &Single, range: PortRange, 
         let expired = reason == Reason::Expired && same_from && same_to && same_ports;
         let differs = [(!same_from, Difference::From), (!same_to, Difference::To), (!same_ports, Difference::Ports)];
         let mut differs = differs.into_iter().filter(|(differs, _)| *differs).map(|(_, what)| what);
-        match (differs.next(), differs.next(), expired) {
-            (None, _, true) => Some(Nearest { rule, differs: Difference::Expired }),
-            (Some(differs), None, _) => Some(Nearest { rule, differs }),
+        match (differs.next(), differs.next()) {
+            (None, _) if expired => Some(Nearest { rule, differs: Difference::Expired }),
+            (None, _) if is_shared => Some(Nearest { rule, differs: Difference::SharedPeers }),
+            (Some(differs), None) => Some(Nearest { rule, differs }),
             _ => None,
         }
     };
@@ -194,6 +199,7 @@ impl Difference {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Expired => "expires",
+            Self::SharedPeers => "sharedPeers",
             Self::Ports => "ports",
             Self::From => "from",
             Self::To => "to",
@@ -246,6 +252,11 @@ impl fmt::Display for Explanation<'_> {
                     let end = rule.expires.map(time::format).unwrap_or_default();
                     writeln!(f, "        it expired at {end}")?;
                 }
+                Difference::SharedPeers => writeln!(
+                    f,
+                    "        it means one of those who share the address, and `sharedPeers: deny` of `{}` lets in none of them",
+                    to.name
+                )?,
                 Difference::Ports => writeln!(f, "        it differs in `ports`: {range} is not among them")?,
                 Difference::From => writeln!(f, "        it differs in `from`: `{}`, not `{}`", rule.from, from.name)?,
                 Difference::To => writeln!(f, "        it differs in `to`: `{}`, not `{}`", rule.to, to.name)?,
@@ -279,6 +290,7 @@ mod tests {
         ask::unix_moment,
         compile::{CompileInput, compile},
         load::load,
+        peers::Peers,
     };
 
     const TEXT: &str = "apiVersion: eastwall.dev/v1alpha1
@@ -373,6 +385,25 @@ spec:
         for (from, to) in [("lan", resolver.clone()), ("world", resolver), ("web", Party::Name("lan".to_owned()))] {
             assert!(shown(from, to, "udp/53")[0].starts_with("DENY"), "{from}");
         }
+    }
+
+    #[test]
+    fn a_door_without_shared_peers_is_named_as_what_keeps_a_rule_from_matching() {
+        let text = TEXT.replace("ports: { grpc: tcp/8443 },", "ports: { grpc: tcp/8443 }, sharedPeers: deny,");
+        let policy = load(&[("shop.yaml", &text)]).unwrap().policy;
+        let peers = "peers: [{ workload: web, addresses: [10.1.0.1] }, { workload: checkout, addresses: [10.1.0.1, 10.1.0.2] }]";
+        let peers = Peers::parse("peers.yaml", peers).unwrap();
+        let map = compile(&policy, &CompileInput { peers: Some(&peers), ..CompileInput::default() }).unwrap();
+        let asked = Asked { policy: &policy, map: &map, overrides: &[], now: unix_moment(1_000) };
+        let shown = |from: &str| {
+            let from = Party::Address(from.parse().unwrap());
+            explain(&asked, &from, &Party::Name("payments".to_owned()), &ports::parse("grpc").unwrap())[0].to_string()
+        };
+        let shared = shown("10.1.0.1");
+        assert!(shared.starts_with("DENY  ip/10.1.0.1 (checkout+web) -> payments"), "{shared}");
+        assert!(shared.contains("near  pay: checkout -> payments:grpc"), "{shared}");
+        assert!(shared.contains("`sharedPeers: deny` of `payments` lets in none of them"), "{shared}");
+        assert!(shown("10.1.0.2").starts_with("ALLOW"));
     }
 
     #[test]

@@ -74,6 +74,20 @@ pub struct HostOf {
     pub cgroup: Cgroup,
 }
 
+impl HostOf {
+    /// A host by its name and network, and its workload with its addresses.
+    fn of(
+        lab: &Lab,
+        (name, net): (&str, &Arc<NetNs>),
+        party: &'static str,
+        party_net: &Arc<NetNs>,
+        addrs: [&str; 2],
+    ) -> Self {
+        let cgroup = lab.cgroup().child(name);
+        Self { party: Party::below(lab, &cgroup, party, party_net, addrs), net: Arc::clone(net), cgroup }
+    }
+}
+
 /// Two hosts that route to each other, each with one workload.
 ///
 /// ```text
@@ -112,11 +126,7 @@ impl TwoHosts {
             forward(host);
             let _ = routes.map(|route| host.ip(&format!("route add {route}")));
         }
-        let host = |name, net: &Arc<NetNs>, party, party_net, addrs| {
-            let cgroup = lab.cgroup().child(name);
-            let party = Party::below(&lab, &cgroup, party, party_net, addrs);
-            HostOf { party, net: Arc::clone(net), cgroup }
-        };
+        let host = |name, net, party, party_net, addrs| HostOf::of(&lab, (name, net), party, party_net, addrs);
         let near = host("near", &near, "web", &web, ["10.9.0.1", "fd09::1"]);
         let far = host("far", &far, "db", &db, ["10.9.1.2", "fd09:1::2"]);
         Some(Self { near, far, _router: None, lab })
@@ -174,11 +184,7 @@ impl TwoHosts {
         };
         joined(&near, DEVICES[0], &web, "web0", ["10.9.0.1/24", "fd09::1/64"]);
         joined(&far, DEVICES[1], &db, "db0", ["10.9.0.2/24", "fd09::2/64"]);
-        let host = |name, net: &Arc<NetNs>, party, party_net, addrs| {
-            let cgroup = lab.cgroup().child(name);
-            let party = Party::below(&lab, &cgroup, party, party_net, addrs);
-            HostOf { party, net: Arc::clone(net), cgroup }
-        };
+        let host = |name, net, party, party_net, addrs| HostOf::of(&lab, (name, net), party, party_net, addrs);
         let near = host("near", &near, "web", &web, ["10.9.0.1", "fd09::1"]);
         let far = host("far", &far, "db", &db, ["10.9.0.2", "fd09::2"]);
         Some(Self { near, far, _router: Some(router), lab })
