@@ -98,6 +98,8 @@ fn a_name_that_runs_out_ends_no_flow_and_begins_none() {
             web.send(ours, b"late").unwrap();
             assert_eq!(db.receive_for(theirs, 1, BRIEF).unwrap().len(), 0);
             assert!(scene.denials().causes().contains(&(Hook::Egress, Reason::NoRule)));
+            // At once: what it could not send would be tried again, and denied, while the next family has its turn.
+            let _ = web.disconnect(ours);
             web.close(ours);
             let _ = scene.denials();
         }
