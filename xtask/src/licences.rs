@@ -279,7 +279,7 @@ mod tests {
         let manifest = fs::read_to_string(root.join(KERNEL).join("Cargo.toml")).unwrap();
         assert!(manifest.contains("license = \"Apache-2.0 OR GPL-2.0-only\""));
         // Of the strings that the kernel counts as compatible, the one that says what the manifest says.
-        let source = fs::read_to_string(root.join(KERNEL).join("src/main.rs")).unwrap();
+        let source = fs::read_to_string(root.join(KERNEL).join("src/object.rs")).unwrap();
         assert!(source.contains("static LICENSE: [u8; 4] = *b\"GPL\\0\";"));
     }
 
