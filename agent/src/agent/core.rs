@@ -2,6 +2,7 @@
 //! kernel, and for the next tick.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, HashSet},
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
@@ -408,7 +409,9 @@ impl Core {
         let kernel = self.datapath.deny_counts()?;
         let ring_empty = self.drain_events() == 0 || self.drain_events() == 0;
         let tick = Tick { kernel, seen: &taken, folded: folded.as_deref(), ring_empty };
-        self.pipeline.on_wait(&now, |event| settled::settles(event, &self.state, &now));
+        let addresses = LazyCell::new(|| self.named_addresses());
+        let here = |addr: &[u8; 16]| addresses.get(addr).copied();
+        self.pipeline.on_wait(&now, |event| settled::settles(event, here, &self.state, &now));
         self.pipeline.on_tick(&now, &tick, &self.snapshots);
         Ok(())
     }

@@ -171,7 +171,7 @@ fn nearest_rule(asked: &Asked<'_>, flow: &Flow) -> Option<String> {
         Difference::To => "another callee",
         Difference::Ports => "other ports",
         Difference::Expired => "it has expired",
-        Difference::SharedPeers => "but others share the address, and `sharedPeers: deny`",
+        Difference::SharedPeers => "others share the address, and `sharedPeers: deny`",
     };
     Some(format!("nearest rule {}: {} -> {}, but {differs}", rule.id, rule.from, rule.to))
 }

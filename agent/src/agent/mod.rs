@@ -275,7 +275,7 @@ impl Core {
         Ok(problem)
     }
 
-    /// Takes the guard off that stood until there was a policy. If it cannot be, what it guards stays silent.
+    /// Takes the guard off that stood until there was a policy. What it guards stays silent if that cannot be.
     fn relieve_boot_guard(&mut self) {
         match BootGuard::beside(&self.config.pin_directory).lift() {
             Ok(None) => {}
@@ -285,8 +285,8 @@ impl Core {
             }
             Err(e) => {
                 let problem = format!(
-                    "the boot guard could not be taken off, so that what it guards stays silent: {:#}; write `eastwall \
-                     boot-guard off --yes`",
+                    "take off the boot guard: {:#}. If `eastwall boot-guard show` says that it stands, what it guards stays \
+                     silent; write `eastwall boot-guard off --yes`",
                     anyhow!(e)
                 );
                 warn!("{problem}");

@@ -86,7 +86,7 @@ fn on(config: &Config, guard: &BootGuard, output: &mut Output) -> Result<Exit, C
     // At boot there may be nothing yet of what the agent will guard.
     let scope = hierarchy.dir(&config.scope);
     let root = scope.ancestors().find(|path| path.exists()).unwrap_or(hierarchy.mount());
-    guard.raise(hierarchy.mount(), root, &config.boot_guard).context("raise the boot guard")?;
+    guard.raise(root, &config.boot_guard, |path| hierarchy.dir(path)).context("raise the boot guard")?;
     let cgroups = config.boot_guard.join(", ");
     output.write(&match before {
         None => format!("the boot guard stands: nothing enters or leaves {cgroups}\n"),

@@ -1,29 +1,23 @@
 //! The guard that stands until an agent has its first policy in force.
 
 use std::{
-    fs::{self, File},
-    io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    fs, io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use agent_common::layout::{
     BOOT_DEPTH_MAX, BOOT_PATH_BYTES, BOOT_PATH_MAX, BOOT_PATHS, BootPath, boot_count, names::boot,
 };
-use aya::{
-    Btf, Ebpf, EbpfLoader,
-    maps::Map,
-    programs::{Program, ProgramError},
-};
+use aya::{Btf, EbpfLoader, maps::Map};
 
 use super::{
-    DatapathError, btf, object,
+    DatapathError, btf,
+    kernel::attach::{attach_program, load_program},
+    object,
     pins::{self, Held, Pins},
-    release, sys,
-    table::Table,
+    release,
+    table::{Table, TableError},
 };
 
 /// The guard of a host: it is what is pinned.
@@ -62,14 +56,14 @@ impl BootGuard {
         Self { directory: directory.into() }
     }
 
-    /// Raises the guard, in place of one that stands already. `root` is the directory of the cgroup at which it is attached,
-    /// and `cgroups` are paths from the root of the hierarchy, `mount`, to it or below.
+    /// Raises the guard, in place of one that stands already. `root` is the directory of the cgroup at which it is attached;
+    /// `cgroups` are paths, from the root of the hierarchy, to it or below, and `dir` says where such a one is.
     ///
     /// # Errors
     ///
     /// [`DatapathError`]. One that stood before still does, but where a pin could not be made: then of either all that
     /// is pinned is in force.
-    pub fn raise(&self, mount: &Path, root: &Path, cgroups: &[String]) -> Result<(), DatapathError> {
+    pub fn raise(&self, root: &Path, cgroups: &[String], dir: impl Fn(&str) -> PathBuf) -> Result<(), DatapathError> {
         let bytes = object::boot_guard().ok_or(DatapathError::NoPrograms)?;
         if let Some(why) = release::refusal() {
             return Err(DatapathError::OldKernel(why));
@@ -88,16 +82,18 @@ impl BootGuard {
             .override_global("OFF_HIERARCHY", &number, true);
         let mut ebpf = loader.load(bytes).map_err(DatapathError::Load)?;
         let types = Btf::from_sys_fs().map_err(|e| DatapathError::Load(e.into()))?;
-        for name in boot::PROGRAMS {
-            load(program(&mut ebpf, name)?, name, &types).map_err(|e| failed("load", name, e))?;
-        }
+        let mut load = |name| {
+            let program = load_program(&mut ebpf, name, &types)?.try_clone_to_owned();
+            Ok((name, program.map_err(|e| DatapathError::program("hold", name, e))?))
+        };
+        let programs = boot::PROGRAMS.into_iter().map(&mut load).collect::<Result<Vec<_>, DatapathError>>()?;
         let map = |name| match ebpf.map(name) {
             Some(Map::HashMap(map) | Map::PerCpuArray(map)) => {
-                map.fd().as_fd().try_clone_to_owned().map_err(|e| failed("hold the map of", name, e))
+                map.fd().as_fd().try_clone_to_owned().map_err(|source| TableError { map: name, verb: "hold", source })
             }
-            _ => Err(failed("find the map of", name, io::Error::from(io::ErrorKind::NotFound))),
+            _ => Err(TableError { map: name, verb: "find", source: io::ErrorKind::NotFound.into() }),
         };
-        let maps = boot::MAPS.iter().map(|&name| Ok((name, map(name)?))).collect::<Result<Vec<_>, DatapathError>>()?;
+        let maps = boot::MAPS.iter().map(|&name| Ok((name, map(name)?))).collect::<Result<Vec<_>, TableError>>()?;
         let paths = Table::<BootPath, u32>::new(map(boot::PATHS)?, boot::PATHS);
         let guarded = Table::<u64, u32>::new(map(boot::CGROUPS)?, boot::CGROUPS);
         for path in cgroups {
@@ -105,11 +101,11 @@ impl BootGuard {
         }
         // Nothing is pinned before everything is attached: a guard stands whole, or not at all.
         let mut links = Vec::new();
-        for name in boot::PROGRAMS {
+        for (name, program) in programs {
             if name == boot::OUT {
                 // Whatever comes from now on is seen, so that this is the rest.
                 for path in cgroups {
-                    let dir = mount.join(path.trim_start_matches('/'));
+                    let dir = dir(path);
                     match fs::metadata(&dir) {
                         Ok(meta) => guarded.put(&meta.ino(), &1)?,
                         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -117,13 +113,13 @@ impl BootGuard {
                     }
                 }
             }
-            links.push((name, attach(program(&mut ebpf, name)?, name, root)?));
+            links.push((name, attach_program(program.as_fd(), name, root)?));
         }
         let mut objects = maps.into_iter().chain(links);
         let pinned = objects.try_for_each(|(name, object)| Held::new(object, self.directory.join(name)).pin());
         if pinned.is_err() && !stood {
-            // As if nothing had been tried.
-            self.lift()?;
+            // As if nothing had been tried. Why it failed is said in any case.
+            let _ = self.lift();
         }
         Ok(pinned?)
     }
@@ -155,7 +151,8 @@ impl BootGuard {
     ///
     /// # Errors
     ///
-    /// [`DatapathError`]; of what is left, all that is pinned still is in force.
+    /// [`DatapathError`]; of what is left, all that is pinned still is in force. Nothing may be left, and only what it did
+    /// be unknown: [`Self::standing`] tells.
     pub fn lift(&self) -> Result<Option<Standing>, DatapathError> {
         if pins::list(&self.directory)?.is_empty() {
             return Ok(None);
@@ -164,8 +161,7 @@ impl BootGuard {
         for name in boot::PROGRAMS.iter().rev() {
             pins::remove(&self.directory.join(name))?;
         }
-        // Of what an earlier command left half, there may be no counts.
-        let stood = self.standing().ok().flatten().unwrap_or_default();
+        let stood = self.standing();
         for pin in pins::list(&self.directory)? {
             pins::remove(&pin)?;
         }
@@ -173,7 +169,7 @@ impl BootGuard {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(pins::PinsError::Io { verb: "remove", path: self.directory.clone(), source }.into())
             }
-            _ => Ok(Some(stood)),
+            _ => stood,
         }
     }
 }
@@ -211,41 +207,6 @@ fn key(path: &str) -> BootPath {
 fn path(key: &BootPath) -> String {
     let end = key.iter().position(|&byte| byte == 0).unwrap_or(key.len());
     String::from_utf8_lossy(&key[..end]).into_owned()
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, DatapathError> {
-    ebpf.program_mut(name).ok_or_else(|| failed("find", name, io::Error::from(io::ErrorKind::NotFound)))
-}
-
-fn load(program: &mut Program, name: &str, types: &Btf) -> Result<(), ProgramError> {
-    match program {
-        Program::CgroupSkb(program) => program.load(),
-        Program::BtfTracePoint(program) => {
-            program.load(if name == boot::MKDIR { "cgroup_mkdir" } else { "cgroup_release" }, types)
-        }
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-/// Attaches a program: it comes off when the link is closed, unless that is pinned.
-fn attach(program: &Program, name: &'static str, root: &Path) -> Result<OwnedFd, DatapathError> {
-    let fd = program.fd().map_err(|e| failed("find", name, io::Error::other(e)))?.as_fd();
-    let link = match name {
-        boot::OUT | boot::IN => {
-            let cgroup = File::open(root).map_err(|e| DatapathError::Cgroup(root.to_owned(), e))?;
-            sys::attach_to_cgroup(fd, cgroup.as_fd(), u32::from(name == boot::OUT))
-        }
-        _ => sys::attach_to_tracepoint(fd),
-    };
-    link.map_err(|e| failed("attach", name, e))
-}
-
-fn failed(
-    verb: &'static str,
-    program: &'static str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> DatapathError {
-    DatapathError::Program { verb, program, source: source.into() }
 }
 
 #[cfg(test)]

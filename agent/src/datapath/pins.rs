@@ -63,11 +63,7 @@ impl Pins {
     ///
     /// [`PinsError`]; nothing of a foreign directory is changed.
     pub fn open(directory: &Path, run_directory: &Path) -> Result<Self, PinsError> {
-        let parent = directory.parent().unwrap_or(Path::new("/"));
-        if !is_bpffs(parent)? {
-            return Err(PinsError::NotBpffs(parent.to_owned()));
-        }
-        let mut mount = parent;
+        let mut mount = parent_on_bpffs(directory)?;
         while let Some(above) = mount.parent()
             && is_bpffs(above)?
         {
@@ -93,10 +89,7 @@ impl Pins {
     ///
     /// [`PinsError`]; nothing of a foreign directory is changed.
     pub fn make_apart(directory: &Path) -> Result<(), PinsError> {
-        let parent = directory.parent().unwrap_or(Path::new("/"));
-        if !is_bpffs(parent)? {
-            return Err(PinsError::NotBpffs(parent.to_owned()));
-        }
+        parent_on_bpffs(directory)?;
         make(directory)
     }
 
@@ -297,6 +290,12 @@ impl AsFd for Held {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.object.as_fd()
     }
+}
+
+/// The directory in which another one is to be; refuses what is not on bpffs.
+fn parent_on_bpffs(directory: &Path) -> Result<&Path, PinsError> {
+    let parent = directory.parent().unwrap_or(Path::new("/"));
+    if is_bpffs(parent)? { Ok(parent) } else { Err(PinsError::NotBpffs(parent.to_owned())) }
 }
 
 /// Removes a pin; that there is none is no error.

@@ -16,7 +16,10 @@ use agent_common::{
     verdict::Reason,
 };
 
-use super::record::{DenyEvent, Kind};
+use super::{
+    record::{DenyEvent, Kind},
+    windows::WINDOW_MAX_MS,
+};
 
 /// How long a denial waits for an identity.
 pub const HOLD_MS: u64 = 5_000;
@@ -30,7 +33,8 @@ const NS_PER_MS: u64 = 1_000_000;
 pub struct Held {
     /// Until when, boot clock; in this order.
     waiting: VecDeque<(u64, DenyKey, Arc<DenyEvent>)>,
-    /// When a key was settled: its repeats until then are, too. An entry goes with the row of its key.
+    /// When a key was settled: its repeats until then are, too. An entry goes with the row of its key, and where the
+    /// kernel had no room for one, with the longest window.
     settled: HashMap<DenyKey, u64>,
 }
 
@@ -49,6 +53,7 @@ impl Held {
     /// Takes out the denials that have waited long enough: those that `settles` names are settled, and counted; the others
     /// are to be told.
     pub fn due(&mut self, now_ns: u64, settles: impl Fn(&DenyEvent) -> bool) -> (u64, Vec<Arc<DenyEvent>>) {
+        self.settled.retain(|_, at| now_ns.saturating_sub(*at) <= WINDOW_MAX_MS * NS_PER_MS);
         let mut told = Vec::new();
         let mut settled = 0;
         while self.waiting.front().is_some_and(|(until, ..)| *until <= now_ns) {
@@ -68,7 +73,8 @@ impl Held {
         self.waiting.drain(..).map(|(_, _, event)| event)
     }
 
-    /// Says whether the repeats in a row that was taken are settled with the first of their key.
+    /// Says whether the repeats in a row that was taken are settled with the first of their key. To be asked about every
+    /// row, those without repeats too.
     pub fn settles(&mut self, key: &DenyKey, stat: &DenyStat) -> bool {
         self.settled.remove(key).is_some_and(|at| stat.last_ns <= at)
     }
@@ -106,6 +112,12 @@ mod tests {
         assert!(held.settles(&key, &row(4 * SECOND)) && !held.settles(&key, &row(4 * SECOND)));
         held.settled.insert(key, 5 * SECOND);
         assert!(!held.settles(&key, &row(6 * SECOND)), "it was denied again afterwards");
+        // Without a row.
+        held.settled.insert(key, 5 * SECOND);
+        held.due((5 + 300) * SECOND, |_| false);
+        assert_eq!(held.settled.len(), 1);
+        held.due((5 + 301) * SECOND, |_| false);
+        assert_eq!(held.settled.len(), 0);
     }
 
     #[test]

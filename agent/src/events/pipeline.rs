@@ -5,7 +5,7 @@
 //! [`Pipeline::on_tick`]. It never waits for a sink.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc::Receiver},
@@ -173,20 +173,20 @@ impl Pipeline {
     /// Takes in the rows that [`Pipeline::due`] named, and the counters.
     pub fn on_tick(&self, now: &Now, tick: &Tick<'_>, snapshots: &Snapshots) {
         let enrich = self.enrich(now, snapshots);
-        let (rows, repeats_left) = {
+        let (rows, settled, repeats_left) = {
             let mut state = self.state();
             // A row that was due and could not be taken stays and is no loss yet.
             let mut left = std::mem::take(&mut state.repeats);
             for (key, _) in tick.seen {
                 left.remove(key);
             }
-            let rows = state.windows.taken(now.boot_ns, tick.seen);
-            let rows: Vec<_> = rows.into_iter().map(|row| (state.held.settles(&row.key, &row.stat), row)).collect();
-            (rows, left.values().sum())
+            let settled = tick.seen.iter().filter(|(key, stat)| state.held.settles(key, stat));
+            let settled: HashSet<DenyKey> = settled.map(|(key, _)| *key).collect();
+            (state.windows.taken(now.boot_ns, tick.seen), settled, left.values().sum())
         };
-        for (is_settled, row) in &rows {
+        for row in &rows {
             self.ledger().lock().take(Share::Repeated, row.stat.count);
-            if *is_settled {
+            if settled.contains(&row.key) {
                 self.ledger().lock().settled(Share::Repeated, row.stat.count);
             } else {
                 self.publish(now, enrich.repeat(row).into());

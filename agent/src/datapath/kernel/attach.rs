@@ -1,8 +1,14 @@
 //! Loads the programs and attaches them, or puts them under the links of an earlier agent.
 
-use std::{collections::BTreeMap, fs::File, io, os::fd::AsFd as _};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+};
 
-use agent_common::layout::names::program;
+use agent_common::layout::names::{boot, program};
 use aya::{
     Btf, Ebpf,
     programs::{Program, ProgramError},
@@ -47,16 +53,7 @@ impl Datapath {
 
     /// Attaches a program to the guarded cgroup, or to all if it is one of tracing, by a link of its own.
     pub(super) fn attach_to_cgroup(&mut self, name: &'static str) -> Result<(), DatapathError> {
-        let failed = |source| DatapathError::program("attach", name, source);
-        let program = self.program(name)?;
-        let link = match attach_type(name) {
-            Some(attach_type) => {
-                let cgroup = &self.config.cgroup;
-                let cgroup = File::open(cgroup).map_err(|e| DatapathError::Cgroup(cgroup.clone(), e))?;
-                sys::attach_to_cgroup(program, cgroup.as_fd(), attach_type).map_err(failed)?
-            }
-            None => sys::attach_to_tracepoint(program).map_err(failed)?,
-        };
+        let link = attach_program(self.program(name)?, name, &self.config.cgroup)?;
         self.hold(Place { program: name, device: None }, link)
     }
 
@@ -89,8 +86,8 @@ impl Datapath {
 /// Where at a cgroup a program is attached, of `enum bpf_attach_type`; `None` is one of tracing, for all cgroups.
 pub(super) fn attach_type(name: &str) -> Option<u32> {
     match name {
-        program::INGRESS => Some(0),
-        program::EGRESS => Some(1),
+        program::INGRESS | boot::IN => Some(0),
+        program::EGRESS | boot::OUT => Some(1),
         program::SOCK_CREATE => Some(2),
         program::CONNECT4 => Some(10),
         program::CONNECT6 => Some(11),
@@ -127,20 +124,43 @@ pub(super) fn load_programs(
         .filter(|_| config.devices);
     let mut numbers = BTreeMap::new();
     for name in of_cgroup.chain(of_devices) {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Program {
-            verb: "load",
-            program: name,
-            source,
-        };
-        let program = ebpf.program_mut(name).ok_or_else(|| failed("it is not in the object".into()))?;
-        again(|| load_program(name, program, &btf), was_interrupted).map_err(|e| failed(Box::new(e)))?;
-        let fd = program.fd().map_err(|e| failed(Box::new(e)))?;
-        numbers.insert(name, sys::program_info(fd.as_fd()).map_err(|e| failed(Box::new(e)))?.id);
+        let program = load_program(ebpf, name, &btf)?;
+        let info = sys::program_info(program).map_err(|e| DatapathError::program("load", name, e))?;
+        numbers.insert(name, info.id);
     }
     Ok(numbers)
 }
 
-fn load_program(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramError> {
+/// Loads a program of an object.
+pub(in crate::datapath) fn load_program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    btf: &Btf,
+) -> Result<BorrowedFd<'a>, DatapathError> {
+    let failed = |source| DatapathError::Program { verb: "load", program: name, source };
+    let program = ebpf.program_mut(name).ok_or_else(|| failed("it is not in the object".into()))?;
+    again(|| load(name, program, btf), was_interrupted).map_err(|e| failed(Box::new(e)))?;
+    Ok(program.fd().map_err(|e| failed(Box::new(e)))?.as_fd())
+}
+
+/// Attaches a program to a cgroup, or to all if it is one of tracing. It comes off when the link is closed, unless that is
+/// pinned.
+pub(in crate::datapath) fn attach_program(
+    program: BorrowedFd<'_>,
+    name: &'static str,
+    cgroup: &Path,
+) -> Result<OwnedFd, DatapathError> {
+    let link = match attach_type(name) {
+        Some(attach_type) => {
+            let cgroup = File::open(cgroup).map_err(|e| DatapathError::Cgroup(cgroup.to_owned(), e))?;
+            sys::attach_to_cgroup(program, cgroup.as_fd(), attach_type)
+        }
+        None => sys::attach_to_tracepoint(program),
+    };
+    link.map_err(|e| DatapathError::program("attach", name, e))
+}
+
+fn load(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSkb(p) => p.load(),
         Program::CgroupSock(p) => p.load(),
@@ -148,7 +168,8 @@ fn load_program(name: &str, program: &mut Program, btf: &Btf) -> Result<(), Prog
         Program::CgroupSockopt(p) => p.load(),
         Program::SchedClassifier(p) => p.load(),
         Program::BtfTracePoint(p) => {
-            p.load(if name == program::CGROUP_MKDIR { "cgroup_mkdir" } else { "cgroup_release" }, btf)
+            let is_mkdir = matches!(name, program::CGROUP_MKDIR | boot::MKDIR);
+            p.load(if is_mkdir { "cgroup_mkdir" } else { "cgroup_release" }, btf)
         }
         _ => Err(ProgramError::UnexpectedProgramType),
     }

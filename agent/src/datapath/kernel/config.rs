@@ -78,7 +78,7 @@ pub struct Runs {
 }
 
 impl DatapathError {
-    pub(super) fn program(verb: &'static str, program: &'static str, source: io::Error) -> Self {
+    pub(in crate::datapath) fn program(verb: &'static str, program: &'static str, source: io::Error) -> Self {
         Self::Program { verb, program, source: Box::new(source) }
     }
 }

@@ -1,7 +1,7 @@
 //! The running kernel side: loads the programs on the maps that are pinned, and adopts what an earlier
 //! agent left running.
 
-mod attach;
+pub(super) mod attach;
 mod check;
 mod config;
 pub(super) mod devices;
