@@ -6,10 +6,12 @@
 
 use std::{
     fs,
+    num::NonZero,
     process::{Command, Stdio},
+    thread,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     run::{cargo, read, run as run_command},
@@ -47,8 +49,14 @@ pub fn run(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<()
     }
     let chosen: Vec<&str> = if targets.is_empty() { known } else { targets.iter().map(String::as_str).collect() };
     run_command(&mut cargo_fuzz(workspace, "build"))?;
-    for target in chosen {
-        fuzz(workspace, target, seconds)?;
+    // A target uses one CPU.
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    for targets in chosen.chunks(at_once) {
+        thread::scope(|scope| {
+            let runs: Vec<_> =
+                targets.iter().map(|target| scope.spawn(move || fuzz(workspace, target, seconds))).collect();
+            runs.into_iter().try_for_each(|run| run.join().map_err(|_| anyhow!("a run of the fuzzer has panicked"))?)
+        })?;
     }
     Ok(())
 }
@@ -99,6 +107,8 @@ fn cargo_fuzz(workspace: &Workspace, verb: &str) -> Command {
     if verb != "list" {
         // Our own code has no unsafe blocks to watch, and without the sanitizer it is tried more often.
         command.args(["--sanitizer", "none"]);
+        // Every crate is built for the fuzzer alone, which takes longer than the short run of it.
+        command.args(["--codegen-units", "16"]);
     }
     command
 }
