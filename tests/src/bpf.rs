@@ -46,7 +46,30 @@ impl At<'_> {
     }
 }
 
-/// A packet program that lets everything pass and does nothing else: what the hook itself costs.
+/// Hooks of a cgroup that see no packets: name, kind of program, `enum bpf_attach_type`.
+const SOCKET_HOOKS: [(&str, Kind, u32); 6] = [
+    ("sock_create", Kind::CgroupSock, 2),
+    ("connect4", Kind::CgroupSockAddr, 10),
+    ("connect6", Kind::CgroupSockAddr, 11),
+    ("sendmsg4", Kind::CgroupSockAddr, 14),
+    ("sendmsg6", Kind::CgroupSockAddr, 15),
+    ("setsockopt", Kind::CgroupSockopt, 22),
+];
+
+/// Attaches a program that lets everything pass to each hook of a cgroup that sees no packets, until what is returned is
+/// dropped.
+pub fn attach_empty_to_sockets(cgroup: BorrowedFd<'_>) -> anyhow::Result<Vec<Empty>> {
+    SOCKET_HOOKS
+        .iter()
+        .map(|&(name, kind, attach)| {
+            let program = load(kind, attach, 1, name)?;
+            let link = link(program.as_fd(), At::Cgroup(cgroup), attach, 0).with_context(|| format!("at {name}"))?;
+            Ok(Empty { program, _link: link })
+        })
+        .collect()
+}
+
+/// A program that lets everything pass and does nothing else: what the hook itself costs.
 #[derive(Debug)]
 pub struct Empty {
     program: OwnedFd,
@@ -54,7 +77,7 @@ pub struct Empty {
 }
 
 impl Empty {
-    /// Loads it and attaches it, until it is dropped.
+    /// Loads one for packets and attaches it, until it is dropped.
     pub fn attach(at: At<'_>, attach: Attach) -> anyhow::Result<Self> {
         // What is returned lets a packet go on: 1 of a cgroup, TCX_NEXT, which is -1, of a device.
         let program = match at {
@@ -110,8 +133,12 @@ pub enum Kind {
     SchedCls = 3,
     /// `BPF_PROG_TYPE_CGROUP_SKB`
     CgroupSkb = 8,
+    /// `BPF_PROG_TYPE_CGROUP_SOCK`
+    CgroupSock = 9,
     /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`
     CgroupSockAddr = 18,
+    /// `BPF_PROG_TYPE_CGROUP_SOCKOPT`
+    CgroupSockopt = 25,
 }
 
 /// Loads a program that returns a number and does nothing else. A name has at most 15 bytes.

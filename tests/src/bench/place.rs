@@ -24,7 +24,7 @@ use super::{
     worker::Ends,
 };
 use crate::{
-    bpf::{At, Attach, Empty, attached},
+    bpf::{At, Attach, Empty, attach_empty_to_sockets, attached},
     lab::{Cgroup, Lab, Namespace, NetNs, hardware_address, join},
 };
 
@@ -192,6 +192,13 @@ impl<'a> Place<'a> {
     /// Attaches empty packet programs, until what is returned is dropped.
     pub fn attach_empty(&self) -> anyhow::Result<Vec<Empty>> {
         self.points().map(|(point, attach)| Empty::attach(point, attach)).collect()
+    }
+
+    /// Attaches empty programs at all hooks where ours are, until what is returned is dropped.
+    pub fn attach_empty_everywhere(&self) -> anyhow::Result<Vec<Empty>> {
+        let mut programs = self.attach_empty()?;
+        programs.extend(attach_empty_to_sockets(self.scope.as_fd())?);
+        Ok(programs)
     }
 
     /// Where packet programs are attached.

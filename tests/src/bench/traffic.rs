@@ -1,6 +1,6 @@
 //! What a request, a connection, a packet and a byte cost with the programs attached, against the same
-//! processes and sockets without them. Beside that, what empty packet programs in their place cost: less is
-//! not to be had from these hooks.
+//! processes and sockets without them. Beside that, what empty programs in their place cost, at the hooks of
+//! packets alone and at all hooks: less is not to be had from these hooks.
 
 use super::{
     Effort,
@@ -49,7 +49,10 @@ pub fn words() -> impl Iterator<Item = &'static str> {
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
     Nothing,
+    /// Empty programs for packets.
     Empty,
+    /// And for sockets that are made, that call, and whose options are set.
+    EmptyEverywhere,
     Ours,
 }
 
@@ -70,17 +73,22 @@ pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &m
     let mut turns: Vec<Turns> = cases.iter().map(|_| Turns::default()).collect();
     for round in 0..rounds {
         // Each round begins with what the last one ended with: fewer changes, and no side is always first.
-        let mut sides = [Side::Ours, Side::Empty, Side::Nothing];
+        let mut sides = [Side::Ours, Side::EmptyEverywhere, Side::Empty, Side::Nothing];
         if round % 2 != 0 {
             sides.reverse();
         }
         for side in sides {
             // Waits for the last side to come off as well.
             place.detach()?;
-            let _empty = (side == Side::Empty).then(|| place.attach_empty()).transpose()?;
-            if side == Side::Ours {
-                place.attach()?;
-            }
+            let _empty = match side {
+                Side::Nothing => Vec::new(),
+                Side::Empty => place.attach_empty()?,
+                Side::EmptyEverywhere => place.attach_empty_everywhere()?,
+                Side::Ours => {
+                    place.attach()?;
+                    Vec::new()
+                }
+            };
             for (pair, turns) in pairs.iter_mut().zip(&mut turns) {
                 turns.of(side).push(pair.slice(SLICE_MS)?);
             }
@@ -95,6 +103,7 @@ pub fn measure(place: &mut Place<'_>, words: &[&str], effort: Effort, report: &m
 #[derive(Default)]
 struct Turns {
     ours: Vec<Slice>,
+    everywhere: Vec<Slice>,
     empty: Vec<Slice>,
     nothing: Vec<Slice>,
 }
@@ -103,6 +112,7 @@ impl Turns {
     fn of(&mut self, side: Side) -> &mut Vec<Slice> {
         match side {
             Side::Ours => &mut self.ours,
+            Side::EmptyEverywhere => &mut self.everywhere,
             Side::Empty => &mut self.empty,
             Side::Nothing => &mut self.nothing,
         }
@@ -135,5 +145,7 @@ fn add(case: &Case, way: usize, turns: &Turns, report: &mut Report) {
         Some(target) => row.target(target),
         None => row,
     });
-    report.add(Row::new(format!("{title}: empty programs"), ratios(&turns.empty), "x"));
+    for (programs, side) in [("for packets", &turns.empty), ("at all hooks", &turns.everywhere)] {
+        report.add(Row::new(format!("{title}: empty programs {programs}"), ratios(side), "x"));
+    }
 }
