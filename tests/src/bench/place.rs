@@ -208,12 +208,9 @@ impl<'a> Place<'a> {
         points.flat_map(|point| [(point, Attach::Egress), (point, Attach::Ingress)])
     }
 
-    /// Takes every program off and waits until the packet programs are gone.
+    /// Takes every program off and waits until no packet program is left.
     pub fn detach(&mut self) -> anyhow::Result<()> {
-        self.datapath.detach(&program::ALL)?;
-        for device in self.wires.into_iter().flat_map(|wires| wires.devices) {
-            self.datapath.release_device(device.index)?;
-        }
+        self.take_off()?;
         let end = Instant::now() + DETACH_MAX;
         // A link is taken off by a worker of the kernel after its last user is gone.
         for (point, attach) in self.points() {
@@ -224,12 +221,20 @@ impl<'a> Place<'a> {
         }
         Ok(())
     }
+
+    fn take_off(&mut self) -> anyhow::Result<()> {
+        self.datapath.detach(&program::ALL)?;
+        for device in self.wires.into_iter().flat_map(|wires| wires.devices) {
+            self.datapath.release_device(device.index)?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         // The pins are on a bpffs of this process alone: what stays is gone with it.
-        let removed = self.detach().and_then(|()| Ok(Pins::remove_all(&self.pins)?));
+        let removed = self.take_off().and_then(|()| Ok(Pins::remove_all(&self.pins)?));
         if let Err(error) = removed {
             eprintln!("the kernel side of {} is left behind: {error:#}", self.scope.path());
         }
