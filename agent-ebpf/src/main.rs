@@ -28,6 +28,7 @@ mod on_error;
 mod peer;
 mod policy;
 mod quotes;
+mod recent;
 mod reset;
 mod sockets;
 mod who;

@@ -13,6 +13,8 @@ use agent_common::{
 };
 use aya_ebpf::{btf_maps as bm, macros::btf_map};
 
+use crate::recent::{self, Recent};
+
 /// `BPF_F_NO_PREALLOC` of linux/bpf.h.
 pub const NO_PREALLOC: usize = 1;
 
@@ -143,6 +145,14 @@ pub static CGROUP_EVENTS: bm::RingBuf<[u64; 3], 262_144> = bm::RingBuf::new();
 /// Calls that the agent is to answer for a door. Full: those callers hear nothing.
 #[btf_map(name = "resets")]
 pub static RESETS: bm::RingBuf<ResetRecord, 65_536> = bm::RingBuf::new();
+
+/// What passed a device a moment ago, on each CPU, by a mix of the packet's ends. Full: the last one stays.
+#[btf_map(name = "recent")]
+pub static RECENT: bm::PerCpuArray<Recent, { recent::SLOTS as usize }> = bm::PerCpuArray::new();
+
+/// How often the agent has dropped all of `recent`.
+#[btf_map(name = "recent_turn")]
+pub static RECENT_TURN: bm::Array<u32, 1> = bm::Array::new();
 
 /// Index in `deny_counts` of cgroup events that were lost.
 pub const CGROUP_EVENTS_LOST: u32 = 15;

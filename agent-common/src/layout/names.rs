@@ -49,7 +49,11 @@ pub mod map {
     /// Ring buffer of [`super::super::ResetRecord`].
     pub const RESETS: &str = "resets";
 
-    /// Every map, in the order in which they are pinned.
+    /// Array of 1: number of times that all slots of `recent` were dropped, as u32. Of one load of the programs, and not
+    /// pinned.
+    pub const RECENT_TURN: &str = "recent_turn";
+
+    /// Every map that is pinned, in that order.
     pub const ALL: [&str; 23] = [
         EDGES,
         SPILL,

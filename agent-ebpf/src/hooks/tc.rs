@@ -37,6 +37,7 @@ use crate::{
     maps::DEV_OWNER,
     on_error::{Error, on_error},
     peer, policy,
+    recent::{self, Seen},
     sockets::{self, Addr, Tuple},
     who,
 };
@@ -64,13 +65,16 @@ pub fn ew_tc_closed(_ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
-    let epoch = policy::epoch();
+    let standing = recent::standing();
+    let epoch = recent::epoch(standing);
     let here = !leaves && globals::guards_host() && tc_host::is_sent_here(skb);
     if here && tc_host::sent_past_sockets(skb) && tc_host::ew_judge_host(skb, epoch) != TCX_NEXT {
         return TCX_DROP;
     }
     // Flows are of one owner of a device: who else becomes that begins without any.
-    if !leaves && passes_to(skb, epoch, here) {
+    if leaves && passed_from(skb, standing)
+        || !leaves && (passed_to(skb, standing, here) || passes_to(skb, standing, here))
+    {
         return TCX_NEXT;
     }
     // SAFETY: the context.
@@ -81,7 +85,7 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
     };
     if leaves {
         let is_own = frames::comes_from(skb, hardware);
-        if is_own && passes_from(skb, cgroup, epoch) {
+        if is_own && passes_from(skb, cgroup, hardware, standing) {
             TCX_NEXT
         } else {
             ew_judge_from(skb, cgroup, netns, epoch, u32::from(is_own))
@@ -93,15 +97,24 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
 
 /// Frames of their own, which are gone before a judgement needs the stack.
 #[inline(never)]
-fn passes_from(skb: *mut __sk_buff, device: u64, epoch: u32) -> bool {
-    // SAFETY: the context.
-    let sender = unsafe { bpf_skb_cgroup_id(skb) };
-    (sender <= who::ROOT_CGROUP || sender == device) && passes(skb, epoch, true, false)
+fn passed_from(skb: *mut __sk_buff, standing: u64) -> bool {
+    recent::passes(skb, standing, true, false)
 }
 
 #[inline(never)]
-fn passes_to(skb: *mut __sk_buff, epoch: u32, here: bool) -> bool {
-    passes(skb, epoch, false, here)
+fn passed_to(skb: *mut __sk_buff, standing: u64, here: bool) -> bool {
+    recent::passes(skb, standing, false, here)
+}
+
+#[inline(never)]
+fn passes_from(skb: *mut __sk_buff, cgroup: u64, hardware: u64, standing: u64) -> bool {
+    let seen = Seen { standing, valid_until: 0, leaves: true, here: false, hardware, cgroup };
+    recent::may_send(skb, cgroup) && passes(skb, seen)
+}
+
+#[inline(never)]
+fn passes_to(skb: *mut __sk_buff, standing: u64, here: bool) -> bool {
+    passes(skb, Seen { standing, valid_until: 0, leaves: false, here, hardware: 0, cgroup: 0 })
 }
 
 /// Global, so that the verifier checks a judgement by itself and not for every state of the fast path.
@@ -118,9 +131,10 @@ pub extern "C" fn ew_judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoc
     judge(skb, device, netns, epoch, false, true, here != 0)
 }
 
-/// Says whether an ordinary packet belongs to a flow that may pass. `here`: a process of the host sends it.
+/// Says whether an ordinary packet belongs to a flow that may pass, and notes that.
 #[inline(always)]
-fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool, here: bool) -> bool {
+fn passes(skb: *mut __sk_buff, seen: Seen) -> bool {
+    let (epoch, leaves) = (recent::epoch(seen.standing), seen.leaves);
     let Some(plain) = frames::plain(skb) else {
         return false;
     };
@@ -139,15 +153,31 @@ fn passes(skb: *mut __sk_buff, epoch: u32, leaves: bool, here: bool) -> bool {
     // Who calls has the higher port, nearly always: so one look is enough.
     let by_own = src_port > dst_port;
     // See [`Place::forged`].
-    let may_call = !here || tc_host::is_of_host(&src, 0);
-    by_own && may_call && is_live(&mut key, epoch, leaves, tcp_flags, false)
-        || !flows::asks(proto, tcp_flags, None) && is_live(&mut key, epoch, leaves, tcp_flags, true)
-        || !by_own && may_call && is_live(&mut key, epoch, leaves, tcp_flags, false)
+    let may_call = !seen.here || tc_host::is_of_host(&src, 0);
+    let mut valid_until = None;
+    if by_own && may_call {
+        valid_until = live(&mut key, epoch, leaves, tcp_flags, false);
+    }
+    if valid_until.is_none() && !flows::asks(proto, tcp_flags, None) {
+        valid_until = live(&mut key, epoch, leaves, tcp_flags, true);
+    }
+    if valid_until.is_none() && !by_own && may_call {
+        valid_until = live(&mut key, epoch, leaves, tcp_flags, false);
+    }
+    let Some(valid_until) = valid_until else {
+        return false;
+    };
+    recent::note(skb, &plain, Seen { valid_until, ..seen });
+    true
 }
 
+/// Until when a flow may pass, if it may: a boot second; 0 = as long as the epoch.
 #[inline(always)]
-fn is_live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> bool {
-    matches!(flows::see(key, epoch, leaves, tcp_flags, reply), Known::Live(_))
+fn live(key: &mut FlowKey, epoch: u32, leaves: bool, tcp_flags: u8, reply: bool) -> Option<u32> {
+    match flows::see(key, epoch, leaves, tcp_flags, reply) {
+        Known::Live(valid_until) => Some(valid_until),
+        _ => None,
+    }
 }
 
 #[inline(always)]

@@ -62,6 +62,9 @@ impl Datapath {
         if before.is_none_or(|before| before.cgroup != cgroup || before.netns != entry.netns) {
             self.forget_flows(device.index)?;
         }
+        if before.is_some_and(|before| before != entry) {
+            self.drop_recent()?;
+        }
         for &program in programs_of(cgroup) {
             let place = Place { program, device: Some(device.index) };
             if !self.has_tcx {
@@ -152,7 +155,15 @@ impl Datapath {
             self.take_off_device(program, index)?;
         }
         self.dev_owner.remove(&index)?;
-        Ok(self.forget_flows(index)?)
+        self.forget_flows(index)?;
+        Ok(self.drop_recent()?)
+    }
+
+    /// Lets every CPU forget what it saw pass a device. After the flow table has forgotten it: what a program that runs
+    /// right now has read there before, it notes under the turn that it has begun with.
+    fn drop_recent(&self) -> Result<(), TableError> {
+        let turn = self.recent_turn.get(&0)?.unwrap_or_default();
+        self.recent_turn.put(&0, &turn.wrapping_add(1))
     }
 
     /// Forgets the flows of a device and of all who share it, so that nobody goes on with those of another workload.
