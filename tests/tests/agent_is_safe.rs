@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Pid, Signal, Uid, kill_process};
 
 use serde_json::{Map, json};
 use tests::{
@@ -91,6 +91,26 @@ fn a_workload_is_refused_even_as_root() {
     // Not by hiding in a cgroup below, either.
     let below = scene.cgroups[0].child("below");
     assert_eq!(run(&below, &revoke), Exit::Status(5));
+    assert_eq!(scene.agent.status().overrides, 0);
+    scene.agent.balance();
+}
+
+#[test]
+fn a_workload_in_a_cgroup_that_the_agent_has_not_heard_of_is_refused_too() {
+    let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
+    let agent = i32::try_from(scene.agent.pid().unwrap()).ok().and_then(Pid::from_raw).unwrap();
+    let revoke = ["revoke", "web", "db", "--reason", "x"];
+    // It finds the caller and the news of its cgroup when it goes on; which comes first is chance.
+    for round in 0..8 {
+        kill_process(agent, Signal::STOP).unwrap();
+        let newcomer = scene.cgroups[0].child(&format!("new-{round}"));
+        let program = revoke.iter().fold(Program::new(scene.agent.binary()), |program, word| program.arg(word));
+        let program = program.arg("--socket").arg(scene.agent.control_socket());
+        let mut caller = program.spawn(&newcomer, &scene.net, None).unwrap();
+        thread::sleep(BRIEF);
+        kill_process(agent, Signal::CONT).unwrap();
+        assert_eq!(caller.wait(), Exit::Status(5), "round {round}");
+    }
     assert_eq!(scene.agent.status().overrides, 0);
     scene.agent.balance();
 }

@@ -145,8 +145,8 @@ fn refused(message: &str) -> Reply {
 fn caller(stream: &UnixStream, access: &Access) -> Result<Caller> {
     let credentials = stream.peer_cred()?;
     let pid = credentials.pid().ok_or_else(|| anyhow!("the caller has no process id"))?;
-    let is_workload = match cgroup_of(pid, &access.mount) {
-        Ok(cgroup) => access.shared.is_declared(cgroup),
+    let is_workload = match cgroups_of(pid, &access.mount) {
+        Ok(cgroups) => cgroups.into_iter().any(|cgroup| access.shared.is_declared(cgroup)),
         Err(e) => {
             debug!("find the cgroup of the caller {pid}: {e}");
             true
@@ -155,8 +155,10 @@ fn caller(stream: &UnixStream, access: &Access) -> Result<Caller> {
     Ok(Caller { uid: credentials.uid(), is_workload })
 }
 
-fn cgroup_of(pid: i32, mount: &Path) -> io::Result<u64> {
+/// The cgroup of a process, and all above it. One that was made a moment ago is not known yet, and whoever is in it is a
+/// part of the workload above.
+fn cgroups_of(pid: i32, mount: &Path) -> io::Result<Vec<u64>> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = text.lines().find_map(|l| l.strip_prefix("0::/")).ok_or(io::ErrorKind::NotFound)?;
-    Ok(fs::metadata(mount.join(path))?.ino())
+    Path::new(path).ancestors().map(|path| Ok(fs::metadata(mount.join(path))?.ino())).collect()
 }
