@@ -234,9 +234,15 @@ pub fn forget_unless(key: &FlowKey, peer_cgroup: u64) {
 
 /// The kernel's count of timer interrupts.
 #[inline(always)]
-pub fn jiffies() -> u32 {
+pub fn jiffies64() -> u64 {
     // SAFETY: no arguments, no state.
-    unsafe { bpf_jiffies64() as u32 }
+    unsafe { bpf_jiffies64() }
+}
+
+/// Its lower half.
+#[inline(always)]
+pub fn jiffies() -> u32 {
+    jiffies64() as u32
 }
 
 /// The clock of the table.

@@ -9,13 +9,10 @@ use agent_common::{
     flow::proto,
     parse::{plain::Plain, tcp},
 };
-use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::generated::{bpf_jiffies64, bpf_skb_cgroup_id},
-};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_cgroup_id};
 
 use crate::{
-    frames,
+    flows, frames,
     maps::{RECENT, RECENT_TURN},
     policy,
     sockets::Addr,
@@ -66,13 +63,10 @@ pub const fn epoch(standing: u64) -> u32 {
 
 /// Says whether an ordinary packet is of a flow that passed here a moment ago.
 #[inline(always)]
-pub fn passes(skb: *mut __sk_buff, standing: u64, leaves: bool, here: bool) -> bool {
-    let Some(plain) = frames::plain(skb) else {
-        return false;
-    };
+pub fn passes(skb: *mut __sk_buff, plain: &Plain, standing: u64, leaves: bool, here: bool) -> bool {
     // SAFETY: the context.
-    let (way, ifindex) = (way(&plain, leaves, here), unsafe { (*skb).ifindex });
-    let Some(slot) = slot(&plain, way, ifindex) else {
+    let (way, ifindex) = (way(plain, leaves, here), unsafe { (*skb).ifindex });
+    let Some(slot) = slot(plain, way, ifindex) else {
         return false;
     };
     // SAFETY: a live element.
@@ -82,22 +76,22 @@ pub fn passes(skb: *mut __sk_buff, standing: u64, leaves: bool, here: bool) -> b
         && slot.src[1] == plain.src[1]
         && slot.dst[0] == plain.dst[0]
         && slot.dst[1] == plain.dst[1]
-        && slot.ports == ports(&plain)
+        && slot.ports == ports(plain)
         && slot.way == way
         && slot.ifindex == ifindex
-        && !asks_table(&plain)
-        && jiffies().wrapping_sub(slot.at) < GOOD_JIFFIES
+        && !asks_table(plain)
+        && flows::jiffies64().wrapping_sub(slot.at) < GOOD_JIFFIES
         && (slot.valid_until == 0 || policy::boot_seconds() < slot.valid_until)
         && (!leaves || frames::comes_from(skb, slot.hardware) && may_send(skb, slot.cgroup))
 }
 
-/// Notes that the flow table lets a packet pass; `hardware` and `cgroup` are of the device that it leaves by.
+/// Notes that the flow table lets a packet pass, until a boot second; 0 = as long as the epoch.
 #[inline(always)]
-pub fn note(skb: *mut __sk_buff, plain: &Plain, seen: Seen) {
+pub fn note(skb: *mut __sk_buff, plain: &Plain, seen: Seen, valid_until: u32) {
     if asks_table(plain) {
         return;
     }
-    let Seen { standing, valid_until, leaves, here, hardware, cgroup } = seen;
+    let Seen { standing, leaves, here, hardware, cgroup } = seen;
     // SAFETY: the context.
     let (way, ifindex) = (way(plain, leaves, here), unsafe { (*skb).ifindex });
     let Some(slot) = slot(plain, way, ifindex) else {
@@ -114,7 +108,7 @@ pub fn note(skb: *mut __sk_buff, plain: &Plain, seen: Seen) {
         (*slot).ifindex = ifindex;
         (*slot).valid_until = valid_until;
         (*slot).standing = standing;
-        (*slot).at = jiffies();
+        (*slot).at = flows::jiffies64();
         (*slot).hardware = hardware;
         (*slot).cgroup = cgroup;
     }
@@ -125,15 +119,13 @@ pub fn note(skb: *mut __sk_buff, plain: &Plain, seen: Seen) {
 pub struct Seen {
     /// See [`standing`].
     pub standing: u64,
-    /// Boot second; 0 = as long as the epoch.
-    pub valid_until: u32,
     /// The packet leaves its workload.
     pub leaves: bool,
     /// A process of the host sends it.
     pub here: bool,
-    /// The Ethernet address of the device's other end.
+    /// Of a packet that leaves, the Ethernet address of the device's other end.
     pub hardware: u64,
-    /// The cgroup of the device's workload.
+    /// Of one that leaves, the cgroup of the device's workload.
     pub cgroup: u64,
 }
 
@@ -173,10 +165,4 @@ const fn ports(plain: &Plain) -> u32 {
 #[inline(always)]
 const fn way(plain: &Plain, leaves: bool, here: bool) -> u32 {
     plain.proto as u32 | (leaves as u32) << 8 | (here as u32) << 9
-}
-
-#[inline(always)]
-fn jiffies() -> u64 {
-    // SAFETY: no arguments, no state.
-    unsafe { bpf_jiffies64() }
 }

@@ -153,11 +153,7 @@ fn g82_an_agent_that_is_stopped_in_its_tracks_changes_no_verdict_and_newcomers_w
     };
     let Some(scene) = Scene::open_by(named, &AgentOptions::default()) else { return };
     let connection = scene.connection(LOOPBACK[0]);
-    let signal = |signal| {
-        let pid = i32::try_from(scene.agent.pid().unwrap()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    };
-    signal(rustix::process::Signal::STOP);
+    scene.agent.signal(rustix::process::Signal::STOP);
     wait_until_stopped(scene.agent.pid().unwrap());
     if is_long() {
         let said = scene.agent.cli(&["status"]);
@@ -173,7 +169,7 @@ fn g82_an_agent_that_is_stopped_in_its_tracks_changes_no_verdict_and_newcomers_w
         assert_eq!(newcomer.tcp_connect(connection.addr, LONG), Err(Errno::PERM), "nobody has labelled it");
         thread::sleep(Duration::from_millis(10));
     }
-    signal(rustix::process::Signal::CONT);
+    scene.agent.signal(rustix::process::Signal::CONT);
     let end = Instant::now() + LONG;
     while newcomer.tcp_connect(connection.addr, LONG).is_err() {
         assert!(Instant::now() < end, "the newcomer is labelled once the agent goes on");

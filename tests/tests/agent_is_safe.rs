@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Gid, Pid, Signal, Uid, kill_process};
+use rustix::process::{Gid, Signal, Uid};
 
 use serde_json::{Map, json};
 use tests::{
@@ -75,16 +75,18 @@ fn the_socket_is_for_root_and_the_group_reads_but_changes_nothing() {
     scene.agent.balance();
 }
 
+/// The command line of the agent, to be run somewhere.
+fn asks(agent: &Agent, words: &[&str]) -> Program {
+    let program = words.iter().fold(Program::new(agent.binary()), |program, word| program.arg(word));
+    program.arg("--socket").arg(agent.control_socket())
+}
+
 #[test]
 fn a_workload_is_refused_even_as_root() {
     let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
-    let ask = |words: &[&str]| {
-        let program = words.iter().fold(Program::new(scene.agent.binary()), |program, word| program.arg(word));
-        program.arg("--socket").arg(scene.agent.control_socket())
-    };
     // Positive control: the same program beside the workloads.
     let revoke = ["revoke", "web", "db", "--reason", "x"];
-    let run = |cgroup, words: &[&str]| ask(words).spawn(cgroup, &scene.net, None).unwrap().wait();
+    let run = |cgroup, words: &[&str]| asks(&scene.agent, words).spawn(cgroup, &scene.net, None).unwrap().wait();
     assert_eq!(run(scene.lab.cgroup(), &["status"]), Exit::Status(0));
     assert_eq!(run(&scene.cgroups[0], &["status"]), Exit::Status(5));
     assert_eq!(run(&scene.cgroups[0], &revoke), Exit::Status(5));
@@ -98,17 +100,14 @@ fn a_workload_is_refused_even_as_root() {
 #[test]
 fn a_workload_in_a_cgroup_that_the_agent_has_not_heard_of_is_refused_too() {
     let Some(scene) = Scene::open(OPEN, &AgentOptions::default()) else { return };
-    let agent = i32::try_from(scene.agent.pid().unwrap()).ok().and_then(Pid::from_raw).unwrap();
     let revoke = ["revoke", "web", "db", "--reason", "x"];
     // It finds the caller and the news of its cgroup when it goes on; which comes first is chance.
     for round in 0..8 {
-        kill_process(agent, Signal::STOP).unwrap();
+        scene.agent.signal(Signal::STOP);
         let newcomer = scene.cgroups[0].child(&format!("new-{round}"));
-        let program = revoke.iter().fold(Program::new(scene.agent.binary()), |program, word| program.arg(word));
-        let program = program.arg("--socket").arg(scene.agent.control_socket());
-        let mut caller = program.spawn(&newcomer, &scene.net, None).unwrap();
+        let mut caller = asks(&scene.agent, &revoke).spawn(&newcomer, &scene.net, None).unwrap();
         thread::sleep(BRIEF);
-        kill_process(agent, Signal::CONT).unwrap();
+        scene.agent.signal(Signal::CONT);
         assert_eq!(caller.wait(), Exit::Status(5), "round {round}");
     }
     assert_eq!(scene.agent.status().overrides, 0);

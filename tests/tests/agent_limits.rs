@@ -14,7 +14,7 @@ use std::{
 use eastwall::sources::cgroup::Hierarchy;
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{Pid, Signal, kill_process},
+    process::Signal,
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -169,8 +169,7 @@ fn g89_cgroups_made_while_nobody_reads_are_strangers_and_get_their_label_afterwa
     let once = |data: &[u8]| scene.lab.once(&Command::Send { socket: 0, to: Some(to), data: data.to_vec() });
     assert_eq!(once(b"control").spawn(&scene.cgroups[0], &scene.net, None).unwrap().wait(), Exit::Status(0));
     assert_eq!(scene.db.receive(receiver, 1).unwrap()[0].data, b"control");
-    let agent = Pid::from_raw(i32::try_from(scene.agent.pid().unwrap()).unwrap()).unwrap();
-    kill_process(agent, Signal::STOP).unwrap();
+    scene.agent.signal(Signal::STOP);
     let magic = magic();
     let mut witness = Witness::new(&scene.net, &magic);
     let program = once(&magic);
@@ -186,7 +185,7 @@ fn g89_cgroups_made_while_nobody_reads_are_strangers_and_get_their_label_afterwa
         })
         .collect();
     assert_eq!((witness.arrived(), scene.db.received(receiver)), (0, Ok(vec![])));
-    kill_process(agent, Signal::CONT).unwrap();
+    scene.agent.signal(Signal::CONT);
     let start = Instant::now();
     let labelled = once(b"late");
     for cgroup in made.iter().step_by(10) {

@@ -72,9 +72,8 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
         return TCX_DROP;
     }
     // Flows are of one owner of a device: who else becomes that begins without any.
-    if leaves && passed_from(skb, standing)
-        || !leaves && (passed_to(skb, standing, here) || passes_to(skb, standing, here))
-    {
+    let passes = if leaves { passed_from(skb, standing) } else { passes_to(skb, standing, here) };
+    if passes {
         return TCX_NEXT;
     }
     // SAFETY: the context.
@@ -98,23 +97,22 @@ fn run(skb: *mut __sk_buff, leaves: bool) -> i32 {
 /// Frames of their own, which are gone before a judgement needs the stack.
 #[inline(never)]
 fn passed_from(skb: *mut __sk_buff, standing: u64) -> bool {
-    recent::passes(skb, standing, true, false)
-}
-
-#[inline(never)]
-fn passed_to(skb: *mut __sk_buff, standing: u64, here: bool) -> bool {
-    recent::passes(skb, standing, false, here)
+    frames::plain(skb).is_some_and(|plain| recent::passes(skb, &plain, standing, true, false))
 }
 
 #[inline(never)]
 fn passes_from(skb: *mut __sk_buff, cgroup: u64, hardware: u64, standing: u64) -> bool {
-    let seen = Seen { standing, valid_until: 0, leaves: true, here: false, hardware, cgroup };
-    recent::may_send(skb, cgroup) && passes(skb, seen)
+    recent::may_send(skb, cgroup)
+        && frames::plain(skb)
+            .is_some_and(|plain| passes(skb, &plain, Seen { standing, leaves: true, here: false, hardware, cgroup }))
 }
 
 #[inline(never)]
 fn passes_to(skb: *mut __sk_buff, standing: u64, here: bool) -> bool {
-    passes(skb, Seen { standing, valid_until: 0, leaves: false, here, hardware: 0, cgroup: 0 })
+    frames::plain(skb).is_some_and(|plain| {
+        recent::passes(skb, &plain, standing, false, here)
+            || passes(skb, &plain, Seen { standing, leaves: false, here, hardware: 0, cgroup: 0 })
+    })
 }
 
 /// Global, so that the verifier checks a judgement by itself and not for every state of the fast path.
@@ -133,12 +131,9 @@ pub extern "C" fn ew_judge_to(skb: *mut __sk_buff, device: u64, netns: u32, epoc
 
 /// Says whether an ordinary packet belongs to a flow that may pass, and notes that.
 #[inline(always)]
-fn passes(skb: *mut __sk_buff, seen: Seen) -> bool {
+fn passes(skb: *mut __sk_buff, plain: &Plain, seen: Seen) -> bool {
     let (epoch, leaves) = (recent::epoch(seen.standing), seen.leaves);
-    let Some(plain) = frames::plain(skb) else {
-        return false;
-    };
-    let Plain { src, dst, src_port, dst_port, proto, tcp_flags, .. } = plain;
+    let Plain { src, dst, src_port, dst_port, proto, tcp_flags, .. } = *plain;
     // An answer that may name an external is looked at, each one.
     if !leaves && src_port == DNS_PORT && proto == proto::UDP && policy::names_externals(&src, epoch) {
         return false;
@@ -167,7 +162,7 @@ fn passes(skb: *mut __sk_buff, seen: Seen) -> bool {
     let Some(valid_until) = valid_until else {
         return false;
     };
-    recent::note(skb, &plain, Seen { valid_until, ..seen });
+    recent::note(skb, plain, seen, valid_until);
     true
 }
 

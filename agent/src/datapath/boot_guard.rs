@@ -9,7 +9,7 @@ use std::{
 use agent_common::layout::{
     BOOT_DEPTH_MAX, BOOT_PATH_BYTES, BOOT_PATH_MAX, BOOT_PATHS, BootPath, boot_count, names::boot,
 };
-use aya::{Btf, EbpfLoader, maps::Map};
+use aya::{Btf, EbpfLoader};
 
 use super::{
     DatapathError, btf,
@@ -17,7 +17,7 @@ use super::{
     object,
     pins::{self, Held, Pins},
     release,
-    table::{Table, TableError},
+    table::{Table, TableError, map_of},
 };
 
 /// The guard of a host: it is what is pinned.
@@ -87,15 +87,10 @@ impl BootGuard {
             Ok((name, program.map_err(|e| DatapathError::program("hold", name, e))?))
         };
         let programs = boot::PROGRAMS.into_iter().map(&mut load).collect::<Result<Vec<_>, DatapathError>>()?;
-        let map = |name| match ebpf.map(name) {
-            Some(Map::HashMap(map) | Map::PerCpuArray(map)) => {
-                map.fd().as_fd().try_clone_to_owned().map_err(|source| TableError { map: name, verb: "hold", source })
-            }
-            _ => Err(TableError { map: name, verb: "find", source: io::ErrorKind::NotFound.into() }),
-        };
-        let maps = boot::MAPS.iter().map(|&name| Ok((name, map(name)?))).collect::<Result<Vec<_>, TableError>>()?;
-        let paths = Table::<BootPath, u32>::new(map(boot::PATHS)?, boot::PATHS);
-        let guarded = Table::<u64, u32>::new(map(boot::CGROUPS)?, boot::CGROUPS);
+        let maps = boot::MAPS.iter().map(|&name| Ok((name, map_of(&ebpf, name)?)));
+        let maps = maps.collect::<Result<Vec<_>, TableError>>()?;
+        let paths = Table::<BootPath, u32>::of_object(&ebpf, boot::PATHS)?;
+        let guarded = Table::<u64, u32>::of_object(&ebpf, boot::CGROUPS)?;
         for path in cgroups {
             paths.put(&key(path), &1)?;
         }

@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use aya::{Ebpf, maps::Map};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::sys;
@@ -30,6 +31,19 @@ pub struct TableError {
     pub verb: &'static str,
     /// What the kernel said; E2BIG is "full".
     pub source: io::Error,
+}
+
+/// Holds a hash or array of a loaded object.
+///
+/// # Errors
+///
+/// [`TableError`]; it has none of that name.
+pub fn map_of(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, TableError> {
+    let failed = |verb, source| TableError { map: name, verb, source };
+    let Some(Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map)) = ebpf.map(name) else {
+        return Err(failed("find", io::ErrorKind::NotFound.into()));
+    };
+    map.fd().as_fd().try_clone_to_owned().map_err(|source| failed("hold", source))
 }
 
 /// Elements of one batch: a bound on the memory of a fill.
@@ -65,6 +79,15 @@ where
         let failed = |source| TableError { map: name, verb: "open the pin of", source };
         let fd = sys::open_pin(pin).map_err(failed)?;
         Ok(Self::new(fd.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?, name))
+    }
+
+    /// Opens a map of a loaded object whose key and value sizes are those of `K` and `V`.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]; the object has no hash or array of that name.
+    pub fn of_object(ebpf: &Ebpf, name: &'static str) -> Result<Self, TableError> {
+        Ok(Self::new(map_of(ebpf, name)?, name))
     }
 
     /// The descriptor, as the value of a map of maps.

@@ -316,14 +316,23 @@ impl Agent {
         }
     }
 
+    /// Sends the agent a signal.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.pid().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).expect("the agent runs");
+        kill_process(pid, signal).expect("send the agent a signal");
+    }
+
     /// Stops the agent and waits for its end.
     ///
     /// # Panics
     ///
     /// If it does not run, does not end in time, or ends with an error.
     pub fn stop(&mut self) {
-        let pid = self.pid().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).expect("the agent runs");
-        kill_process(pid, Signal::TERM).expect("ask the agent to stop");
+        self.signal(Signal::TERM);
         let status = self.ends();
         assert!(status.success(), "the agent ended with {status}\n{}", self.log());
     }

@@ -164,6 +164,15 @@ impl Guard {
         &self.datapath
     }
 
+    /// Takes every flow from the flow table: by then all have been idle for too long.
+    ///
+    /// # Panics
+    ///
+    /// If the table cannot be read or written.
+    pub fn forget_flows(&self) {
+        self.datapath.sweep_flows(u32::MAX / 2).expect("empty the flow table");
+    }
+
     /// Runs `work` on the kernel side, where its pins can be seen.
     pub fn inside<T: Send>(&mut self, work: impl FnOnce(&mut Datapath) -> T + Send) -> T {
         self.mounts.run(|| work(&mut self.datapath))

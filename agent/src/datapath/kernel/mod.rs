@@ -21,15 +21,9 @@ use agent_common::{
         UidKey, names::map,
     },
 };
-use std::{
-    collections::BTreeMap,
-    os::fd::{AsFd as _, OwnedFd},
-};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapError},
-};
+use aya::{Ebpf, EbpfLoader, maps::MapData};
 
 pub use self::{
     check::Questions,
@@ -166,7 +160,7 @@ impl Datapath {
             settings: Table::open(&pins.map(map::SETTINGS), map::SETTINGS)?,
             flows: Table::open(&pins.map(map::FLOWS), map::FLOWS)?,
             flow_quota: Table::open(&pins.map(map::FLOW_QUOTA), map::FLOW_QUOTA)?,
-            recent_turn: own_table(&ebpf, map::RECENT_TURN)?,
+            recent_turn: Table::of_object(&ebpf, map::RECENT_TURN)?,
             rule_stats: Table::open(&pins.map(map::RULE_STATS), map::RULE_STATS)?,
             deny_counts: Table::open(&pins.map(map::DENY_COUNTS), map::DENY_COUNTS)?,
             deny_seen: Table::open(&pins.map(map::DENY_SEEN), map::DENY_SEEN)?,
@@ -194,16 +188,6 @@ impl Datapath {
     pub const fn in_force(&self) -> Epoch {
         self.in_force
     }
-}
-
-/// Opens a map of these programs alone.
-fn own_table(ebpf: &Ebpf, name: &'static str) -> Result<Table<u32, u32>, DatapathError> {
-    let failed = |source| DatapathError::Map(name, source);
-    let Some(Map::Array(map)) = ebpf.map(name) else {
-        return Err(failed(MapError::InvalidName { name: name.to_owned() }));
-    };
-    let fd = map.fd().as_fd().try_clone_to_owned().map_err(|e| failed(e.into()))?;
-    Ok(Table::new(fd, name))
 }
 
 /// aya takes a pinned map as it is, so what is pinned is compared here.
