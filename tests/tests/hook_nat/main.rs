@@ -17,11 +17,13 @@ use agent_common::{
 };
 use tests::{
     frames::FAMILIES,
-    lab::{Errno, Family, Kind, Need, Place, Scene, magic, require_or_skip},
+    lab::{Errno, Family, Need, Place, Scene, magic, require_or_skip},
     scene::{BRIEF, LONG, datagram},
 };
 
-use stage::{Layers, chain, converse, everywhere, listeners, refused_on_the_way, say, serve, serve_at, vip, words};
+use stage::{
+    Layers, caller, chain, converse, everywhere, listeners, refused_on_the_way, say, serve, serve_at, vip, words,
+};
 
 #[test]
 fn g59_what_the_caller_translates_is_judged_as_what_it_becomes() {
@@ -71,7 +73,7 @@ fn g59_datagrams_that_the_caller_translates_are_judged_as_what_they_become() {
         let rules = rules.each_ref().map(String::as_str);
         for connected in [false, true] {
             let send = |data: &[u8]| {
-                let socket = wall.web.actor.socket(family, Kind::Datagram, 0).unwrap();
+                let socket = caller(wall, family);
                 let sent = if connected {
                     wall.web.actor.connect(socket, vip, BRIEF).and_then(|()| wall.web.actor.send(socket, data))
                 } else {
@@ -99,7 +101,7 @@ fn g59_datagrams_that_the_caller_translates_are_judged_as_what_they_become() {
         serve(&wall.web.net, "output", to);
         for answers in [&["vip -> web: udp/any"][..], &[]] {
             wall.allow(&[&rules, answers].concat());
-            let socket = wall.web.actor.socket(family, Kind::Datagram, 0).unwrap();
+            let socket = caller(wall, family);
             wall.web.actor.send_to(socket, vip, b"ask").unwrap();
             let asked = wall.db.actor.receive(receiver, 1).unwrap();
             wall.db.actor.send_to(receiver, asked[0].from.unwrap(), b"answer").unwrap();
@@ -161,12 +163,11 @@ fn g59_behind_a_service_address_of_the_host_the_door_has_the_last_word() {
         let vip = vip(family);
         let rules = ["web -> vip: any".to_owned(), format!("web -> db: tcp/{}, udp/{}", to.port(), at.port())];
         let rules = rules.each_ref().map(String::as_str);
-        let caller = || wall.web.actor.socket(family, Kind::Datagram, 0).unwrap();
         wall.allow(&rules);
         serve(&wall.host, "prerouting", to);
         let (ours, theirs) = converse(wall, vip, listener);
         serve(&wall.host, "prerouting", at);
-        let socket = caller();
+        let socket = caller(wall, family);
         wall.web.actor.send_to(socket, vip, b"ask").unwrap();
         let asked = wall.db.actor.receive(receiver, 1).unwrap();
         wall.db.actor.send_to(receiver, asked[0].from.unwrap(), b"answer").unwrap();
@@ -185,7 +186,7 @@ fn g59_behind_a_service_address_of_the_host_the_door_has_the_last_word() {
         serve(&wall.host, "prerouting", nowhere);
         let magic = magic();
         let mut witness = wall.watch(&magic);
-        wall.web.actor.send_to(caller(), vip, &magic).unwrap();
+        wall.web.actor.send_to(caller(wall, family), vip, &magic).unwrap();
         let arrived = u64::from(layers == Layers::Sockets);
         assert_eq!((witness.arrived(), wall.db.actor.received(deaf)), (arrived, Ok(vec![])));
         assert_eq!(wall.denials().causes(), [(layers.door(), Reason::NoRule)]);

@@ -1,7 +1,8 @@
 //! Two workloads whose addresses are translated on the way, looked at from every layer.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicU16, Ordering},
     time::Instant,
 };
 
@@ -113,6 +114,16 @@ pub fn serve_at(netns: &NetNs, hook: &str, from: SocketAddr, backend: SocketAddr
     let ip = words(family);
     let to = format!("{ip} daddr {} meta l4proto {{ tcp, udp }} th dport {}", from.ip(), from.port());
     chain(netns, family, &format!("type nat hook {hook} priority -100; {to} dnat to {backend}"));
+}
+
+/// A UDP socket of `web` at a port that no other had before: what is translated is remembered by its ports, and would go
+/// where the datagrams of the one before went.
+pub fn caller(wall: &Wall, family: Family) -> Socket {
+    static USED: AtomicU16 = AtomicU16::new(0);
+    // Below those that the kernel chooses from.
+    let port = 10_000 + USED.fetch_add(1, Ordering::Relaxed);
+    let every: IpAddr = if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    wall.web.actor.udp_bind(SocketAddr::new(every, port)).unwrap().0
 }
 
 /// A connection from `web`, over which something is said in both directions.
