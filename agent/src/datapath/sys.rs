@@ -9,6 +9,8 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    thread,
+    time::Duration,
 };
 
 use agent_common::layout::names::program;
@@ -61,6 +63,21 @@ pub fn netns_cookie() -> io::Result<u64> {
     };
     if failed == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Waits until every program that runs now has ended: those that begin meanwhile see what was attached before.
+///
+/// Where the kernel cannot say so, it waits for longer than any program runs.
+pub fn wait_for_running_programs() {
+    /// `MEMBARRIER_CMD_GLOBAL` of linux/membarrier.h, a grace period of RCU, under which these programs run.
+    const GLOBAL: i32 = 1;
+    // SAFETY: no memory is handed over.
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0 {
+        thread::sleep(RUN_MAX);
+    }
+}
+
+/// Longer than a program runs, also where its CPU is not always there.
+const RUN_MAX: Duration = Duration::from_millis(100);
 
 /// Size of the attribute that every command here fits in, bytes.
 const ATTR_WORDS: usize = 20;

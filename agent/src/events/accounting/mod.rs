@@ -108,6 +108,20 @@ pub struct Observation {
     pub epoch: Option<Epoch>,
 }
 
+/// Makes counters that nobody will count on add up.
+///
+/// They were read one after the other, while programs counted: one may have read less denials than ways they were told, or
+/// more. What has a way was denied. What has none yet was to be told one by one, which is what it is found missing from.
+fn closed(mut counts: KernelCounts) -> KernelCounts {
+    let ways = [DenyCounter::Emitted, DenyCounter::Repeated, DenyCounter::Folded, DenyCounter::Ring];
+    let with_way: u64 = ways.iter().map(|&way| counts[way as usize]).sum();
+    let denied = &mut counts[DenyCounter::Denied as usize];
+    let without = denied.saturating_sub(with_way);
+    *denied = with_way + without;
+    counts[DenyCounter::Emitted as usize] += without;
+    counts
+}
+
 /// The books of one node and boot.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -225,7 +239,7 @@ impl Ledger {
     /// Whoever makes new maps calls this before the first [`Ledger::observe`]. A counter that went back
     /// says so too, but only if the new one has not overtaken the old.
     pub fn maps_are_new(&mut self) {
-        let old = std::mem::take(&mut self.sums.kernel);
+        let old = closed(std::mem::take(&mut self.sums.kernel));
         for (base, count) in self.sums.base.iter_mut().zip(old) {
             *base += count;
         }

@@ -218,6 +218,25 @@ proptest! {
     }
 }
 
+#[test]
+fn counters_that_were_read_while_programs_counted_close_the_books_all_the_same() {
+    let ways = [DenyCounter::Emitted, DenyCounter::Repeated, DenyCounter::Folded, DenyCounter::Ring];
+    // The first reads one denial less, as many, or one more than its ways.
+    for (way, more_denied, more_told) in ways.into_iter().flat_map(|way| [(way, 0, 1), (way, 0, 0), (way, 1, 0)]) {
+        let mut last = KernelCounts::default();
+        ways.iter().for_each(|&way| last[way as usize] = 3);
+        last[DenyCounter::Denied as usize] = 12 + more_denied;
+        last[way as usize] += more_told;
+        let mut world = World::default();
+        world.ledger.maps_ended_with(&last);
+        (0..3).for_each(|_| world.tick());
+        let sums = world.ledger.accounting(world.now.wall);
+        let all = 12 + more_denied + more_told;
+        assert_eq!((sums.denied, sums.lost.total(), sums.pending), (all, all, 0), "{last:?}: {sums:?}");
+        assert_eq!(sums.lost.ring, last[DenyCounter::Ring as usize], "no other loss is told as one of the ring");
+    }
+}
+
 fn loss(denials: u64, sequences: (u64, u64)) -> LossFound {
     let records = sequences.1 - sequences.0 + 1;
     let (stage, share, sequences) = (Stage::Write, Share::Listed, Some(sequences));
