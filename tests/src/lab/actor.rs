@@ -55,7 +55,7 @@ impl Actor {
             set_socket_send_buffer_size_force(end, 1 << 20)?;
             set_socket_recv_buffer_size_force(end, 1 << 20)?;
         }
-        set_socket_timeout(&control, Timeout::Recv, Some(SILENCE_MAX))?;
+        set_socket_timeout(&control, Timeout::Recv, Some(patience(SILENCE_MAX)))?;
         let process = labd.clone().arg("serve").spawn(cgroup, netns, Some(theirs.as_fd()))?;
         Ok(Self { control, process })
     }
