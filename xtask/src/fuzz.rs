@@ -48,7 +48,7 @@ pub fn run(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<()
         bail!("there is no target `{unknown}`; known are {}", known.join(", "));
     }
     let chosen: Vec<&str> = if targets.is_empty() { known } else { targets.iter().map(String::as_str).collect() };
-    run_command(&mut cargo_fuzz(workspace, "build"))?;
+    run_command(built(&mut cargo_fuzz(workspace, "build"), seconds))?;
     // A target uses one CPU.
     let at_once = thread::available_parallelism().map_or(1, NonZero::get);
     for targets in chosen.chunks(at_once) {
@@ -64,7 +64,7 @@ pub fn run(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<()
 fn fuzz(workspace: &Workspace, target: &str, seconds: u32) -> Result<()> {
     let found = workspace.target.join("fuzz-corpus").join(target);
     fs::create_dir_all(&found).with_context(|| format!("create {}", found.display()))?;
-    let output = cargo_fuzz(workspace, "run")
+    let output = built(&mut cargo_fuzz(workspace, "run"), seconds)
         .arg(target)
         .arg(found)
         .arg(workspace.root.join(FOLDER).join("corpus").join(target))
@@ -104,11 +104,16 @@ fn cargo_fuzz(workspace: &Workspace, verb: &str) -> Command {
         .env("AYA_BUILD_SKIP", "1")
         // The fuzzer's instrumentation is unstable; the pinned stable toolchain has it behind this switch.
         .env("RUSTC_BOOTSTRAP", "1");
-    if verb != "list" {
-        // Our own code has no unsafe blocks to watch, and without the sanitizer it is tried more often.
-        command.args(["--sanitizer", "none"]);
-        // Every crate is built for the fuzzer alone, which takes longer than the short run of it.
-        command.args(["--codegen-units", "16"]);
+    command
+}
+
+/// Says how the targets are built for runs of `seconds`.
+fn built(command: &mut Command, seconds: u32) -> &mut Command {
+    // Our own code has no unsafe blocks to watch, and without the sanitizer it is tried more often.
+    command.args(["--sanitizer", "none"]);
+    if seconds <= SECONDS_SHORT {
+        // Every crate is built for the fuzzer alone, and a short run is over before more would have paid for itself.
+        command.args(["--codegen-units", "16"]).env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
     }
     command
 }
