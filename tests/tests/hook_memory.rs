@@ -215,6 +215,8 @@ fn a_syn_that_does_not_follow_its_connect_at_once_is_judged() {
         scene.other.actor.set_option(heir, tcp, TCP_FASTOPEN, 8).unwrap();
         let _ = web.send_fast(late, to, b"mine", BRIEF);
         assert_eq!(scene.other.actor.accept_now(heir), Err(Errno::AGAIN));
+        // Before anything else: it would send its SYN again.
+        web.close(late);
         assert_eq!(scene.denials().causes()[0], (Hook::Egress, Reason::NoRule));
         scene.other.actor.close(heir);
     }
