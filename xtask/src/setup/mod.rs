@@ -94,12 +94,12 @@ pub fn demo(workspace: &Workspace) -> Result<()> {
     report.finish()
 }
 
-/// Prepares this machine for running commands under another kernel.
+/// Prepares this machine for running commands under another kernel; with `builds`, those that are built here.
 ///
 /// # Errors
 ///
 /// As [`run`].
-pub fn vm(workspace: &Workspace, arch: Arch) -> Result<()> {
+pub fn vm(workspace: &Workspace, arch: Arch, builds: bool) -> Result<()> {
     let mut report = Report::default();
     report.check("disk", machine::disk(&workspace.target));
     report.check("processor", machine::amd64());
@@ -108,9 +108,11 @@ pub fn vm(workspace: &Workspace, arch: Arch) -> Result<()> {
         Arch::Amd64 => VM_PACKAGES,
         Arch::Arm64 | Arch::Arm64With16k => VM_ARM64_PACKAGES,
     });
-    if let Some(target) = arch.target() {
+    if builds {
         report.install("toolchain", rustup::ABOUT, |progress| rustup::install(workspace, progress));
-        report.install("target", rustup::ABOUT, |progress| rustup::install_target(workspace, target, progress));
+        if let Some(target) = arch.target() {
+            report.install("target", rustup::ABOUT, |progress| rustup::install_target(workspace, target, progress));
+        }
         report.tool(workspace, &tools::BPF_LINKER);
     }
     // Debian 12 has it in a package of QEMU's.

@@ -112,7 +112,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     if options.tests.is_none() && options.command.is_empty() {
         bail!("there is nothing to run: write it behind `--`, as in `cargo xtask vm {wanted} -- uname -r`");
     }
-    setup::vm(workspace, arch)?;
+    // A guest of another kind has an agent of its own.
+    setup::vm(workspace, arch, options.tests.is_some() || arch.target().is_some())?;
     let kernel = kernels.get(wanted)?;
     let files = Files::get(arch, workspace, &place)?;
     let size = Size { cpus: options.cpus, memory: options.memory };
