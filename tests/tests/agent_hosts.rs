@@ -336,6 +336,9 @@ fn a_denial_is_settled_if_it_is_told_in_time_whose_the_address_is() {
         if took < Duration::from_secs(3) {
             assert_eq!(status.reported, before.reported, "{:#?}", far.agent.events());
             assert_eq!(status.lost, before.lost);
+            assert_eq!(status.settled - before.settled, status.denied - before.denied, "{status:#?}");
+            let shown = String::from_utf8(far.agent.cli(&["status"]).stdout).unwrap();
+            assert!(shown.contains(&format!("({} settled)", status.settled)), "{shown}");
             return;
         }
         assert!(round < ROUNDS, "this machine is never told in time");

@@ -180,6 +180,7 @@ impl Core {
             would_deny: count(DenyCounter::WouldDeny),
             reported: accounting.listed,
             suppressed,
+            settled: accounting.settled,
             lost,
             pending: denied.saturating_sub(accounting.listed + suppressed + lost),
             recent: self.history.until(now, Sums { denied, would_deny: count(DenyCounter::WouldDeny), lost }),

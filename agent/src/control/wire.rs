@@ -256,6 +256,9 @@ pub struct Status {
     pub reported: u64,
     /// Shown as numbers.
     pub suppressed: u64,
+    /// Of them: settled, because it was soon known whose the address is, and policy allows the call.
+    #[serde(default)]
+    pub settled: u64,
     /// Counted, but lost as records.
     pub lost: u64,
     /// Not written yet.

@@ -39,7 +39,7 @@ fn text(s: &Status) -> String {
          dns        built-in: {}{}\n\
          endpoints  {} cgroups labelled, {} ambiguous   overrides {}\n\
          devices    {} of workloads and {} of the host guarded; {} of workloads here, {} of other hosts'\n\
-         denials    {} = {} reported + {} suppressed + {} lost + {} pending{}   of them would-deny {}\n\
+         denials    {} = {} reported + {} suppressed{} + {} lost + {} pending{}   of them would-deny {}\n\
          last {:<5} {} denials, of them would-deny {}, lost {}\n\
          tampering  {}\n",
         s.version,
@@ -74,6 +74,7 @@ fn text(s: &Status) -> String {
         s.denied,
         s.reported,
         s.suppressed,
+        if s.settled == 0 { String::new() } else { format!(" ({} settled)", s.settled) },
         s.lost,
         s.pending,
         if accounted == s.denied { "" } else { "   DOES NOT ADD UP" },
