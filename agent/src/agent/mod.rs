@@ -46,7 +46,7 @@ use crate::{
     datapath::{
         Capacity, Datapath, DatapathConfig,
         boot_guard::{BootGuard, Standing},
-        netns_cookie,
+        netns_cookie, wait_for_running_programs,
     },
     events::{
         ocsf::Node,
@@ -253,7 +253,8 @@ impl Core {
         let unpinned = if self.adopted { self.datapath.unpinned() } else { Vec::new() };
         self.datapath.attach()?;
         if self.has_others {
-            // What came to the others until then.
+            // From here on whatever is judged is judged by this version as well; what came to the others until then:
+            wait_for_running_programs();
             self.datapath.take_over()?;
             self.begin_books()?;
         }

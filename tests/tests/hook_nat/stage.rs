@@ -1,7 +1,7 @@
 //! Two workloads whose addresses are translated on the way, looked at from every layer.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU16, Ordering},
     time::Instant,
 };
@@ -122,8 +122,7 @@ pub fn caller(wall: &Wall, family: Family) -> Socket {
     static USED: AtomicU16 = AtomicU16::new(0);
     // Below those that the kernel chooses from.
     let port = 10_000 + USED.fetch_add(1, Ordering::Relaxed);
-    let every: IpAddr = if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    wall.web.actor.udp_bind(SocketAddr::new(every, port)).unwrap().0
+    wall.web.actor.udp_bind(wall.web.at(family, port)).unwrap().0
 }
 
 /// A connection from `web`, over which something is said in both directions.

@@ -33,14 +33,12 @@ impl Datapath {
     /// same way; what this one knows already stays.
     ///
     /// Flows are of no policy that this version has put in force, so each is decided again at its next packet. Those of a
-    /// device that has another owner by now end when it is guarded. Programs that run are waited for: once this version's are
-    /// attached, whatever comes after is theirs as well.
+    /// device that has another owner by now end when it is guarded.
     ///
     /// # Errors
     ///
     /// [`DatapathError`]; what was taken over stays.
     pub fn take_over(&self) -> Result<(), DatapathError> {
-        sys::wait_for_running_programs();
         for version in self.pins.relatives()? {
             let maps = version.join("maps");
             copy(&maps, map::DEV_OWNER, &self.dev_owner)?;
