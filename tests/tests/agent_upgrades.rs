@@ -128,8 +128,10 @@ fn g83_another_version_takes_over_at_devices() {
     };
     let (receiver, _) = net.db.actor.udp_bind(net.db.at(FAMILIES[0], PORT)).unwrap();
     let mut witness = Witness::new(&net.db.net, &denied);
+    let attempts = AtomicU64::new(0);
     let flood = || {
         net.web.actor.call(&frame(&denied, PORT + 1)).unwrap();
+        attempts.fetch_add(1, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(1));
     };
     witness.during(&[&flood], || {
@@ -140,6 +142,10 @@ fn g83_another_version_takes_over_at_devices() {
         }
     });
     assert_eq!(witness.arrived(), 0, "denied payloads");
+    // Whichever version denied it, one has counted it; where both stood, both have.
+    let (attempts, denied) = (attempts.into_inner(), agent.balance().denied);
+    assert!(denied >= attempts, "{denied} denials are in the books of {attempts}");
+    println!("{attempts} attempts, {denied} denials in the books");
     net.web.actor.call(&frame(b"allowed", PORT)).unwrap();
     assert_eq!(net.db.actor.receive(receiver, 1).unwrap()[0].data, b"allowed");
     // A call that is answered only under the next version.

@@ -253,10 +253,9 @@ impl Core {
         let unpinned = if self.adopted { self.datapath.unpinned() } else { Vec::new() };
         self.datapath.attach()?;
         if self.has_others {
-            // From here on whatever is judged is judged by this version as well; what came to the others until then:
+            // From here on what sockets do is judged by this version as well; what came to the others until then:
             wait_for_running_programs();
             self.datapath.take_over()?;
-            self.begin_books()?;
         }
         self.tell_unpinned(&unpinned, all_unpinned);
         // Cgroups made before the tracepoints were attached have no entry: look again, now that every
@@ -271,6 +270,9 @@ impl Core {
         self.labels = labels;
         self.install_names();
         self.look_at_devices();
+        if self.has_others {
+            self.begin_books()?;
+        }
         self.cut();
         self.retire_others();
         Ok(problem)
@@ -296,9 +298,10 @@ impl Core {
         }
     }
 
-    /// The counters of this version begin at 0. What both versions have denied since they are attached counts twice, and is
-    /// lost once: nothing goes uncounted.
+    /// The counters of this version begin at 0. What both versions have denied since they are attached, at devices too,
+    /// counts twice, and is lost once: nothing goes uncounted.
     fn begin_books(&self) -> Result<()> {
+        wait_for_running_programs();
         let counts = self.datapath.counts_of_others()?;
         let mut ledger = self.pipeline.ledger().lock();
         match counts {
