@@ -108,13 +108,18 @@ pub struct Observation {
     pub epoch: Option<Epoch>,
 }
 
-/// Makes counters that nobody will count on add up.
+/// Makes counters that nobody will count on add up, of whose denials `taken` left the kernel.
 ///
 /// They were read one after the other, while programs counted: one may have read less denials than ways they were told, or
 /// more. What has a way was denied. What has none yet was to be told one by one, which is what it is found missing from.
-fn closed(mut counts: KernelCounts) -> KernelCounts {
-    let ways = [DenyCounter::Emitted, DenyCounter::Repeated, DenyCounter::Folded, DenyCounter::Ring];
-    let with_way: u64 = ways.iter().map(|&way| counts[way as usize]).sum();
+/// And what left the kernel was counted there, though maybe after the counters were read.
+fn closed(mut counts: KernelCounts, taken: &Shares) -> KernelCounts {
+    let Shares { listed, repeated, folded } = *taken;
+    let ways = [(DenyCounter::Emitted, listed), (DenyCounter::Repeated, repeated), (DenyCounter::Folded, folded)];
+    for (way, taken) in ways {
+        counts[way as usize] = counts[way as usize].max(taken);
+    }
+    let with_way = counts[DenyCounter::Ring as usize] + ways.map(|(way, _)| counts[way as usize]).iter().sum::<u64>();
     let denied = &mut counts[DenyCounter::Denied as usize];
     let without = denied.saturating_sub(with_way);
     *denied = with_way + without;
@@ -239,10 +244,11 @@ impl Ledger {
     /// Whoever makes new maps calls this before the first [`Ledger::observe`]. A counter that went back
     /// says so too, but only if the new one has not overtaken the old.
     pub fn maps_are_new(&mut self) {
-        let old = closed(std::mem::take(&mut self.sums.kernel));
+        let old = std::mem::take(&mut self.sums.kernel);
         for (base, count) in self.sums.base.iter_mut().zip(old) {
             *base += count;
         }
+        self.sums.base = closed(self.sums.base, &self.taken);
     }
 
     /// As [`Self::maps_are_new`], where the old counters could be read once more.

@@ -237,6 +237,32 @@ fn counters_that_were_read_while_programs_counted_close_the_books_all_the_same()
     }
 }
 
+#[test]
+fn what_left_the_kernel_after_it_was_last_seen_to_count_was_counted() {
+    let shares = [Share::Listed, Share::Repeated, Share::Folded];
+    for (share, is_written) in shares.into_iter().flat_map(|share| [(share, false), (share, true)]) {
+        let mut world = World::default();
+        world.count(DenyCounter::Emitted);
+        world.ring = 1;
+        world.tick();
+        world.step(&Step::Read);
+        world.step(&Step::Write);
+        // Two more, before the next look; then the maps are gone.
+        world.ledger.take(share, 2);
+        if is_written {
+            world.ledger.written(share, 2);
+        } else {
+            world.lose(Stage::Write, share, 1, 2);
+        }
+        world.kernel = KernelCounts::default();
+        world.ledger.maps_are_new();
+        (0..3).for_each(|_| world.tick());
+        let sums = world.ledger.accounting(world.now.wall);
+        assert!(adds_up(&sums), "{sums:?}");
+        assert_eq!((sums.denied, sums.pending), (3, 0), "{sums:?}");
+    }
+}
+
 fn loss(denials: u64, sequences: (u64, u64)) -> LossFound {
     let records = sequences.1 - sequences.0 + 1;
     let (stage, share, sequences) = (Stage::Write, Share::Listed, Some(sequences));
