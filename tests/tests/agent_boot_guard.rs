@@ -178,6 +178,13 @@ fn the_boot_guard_is_taken_off_by_a_deliberate_command_and_says_what_is_wrong_wi
     says(&boot.guard(&["off", "--yes"]), 0, "it dropped 2 packets to send and 0 to receive");
     datagram(&boot.web, to, b"x").unwrap();
     assert_eq!(boot.standing(), None);
+    // It is gone when the command says so, and not some time later.
+    for round in 0..repetitions(10, 100) {
+        boot.raise();
+        assert_eq!(datagram(&boot.web, to, b"x"), Err(Errno::PERM), "round {round}");
+        says(&boot.guard(&["off", "--yes"]), 0, "it dropped 1 packets to send and 0 to receive");
+        datagram(&boot.web, to, b"x").unwrap_or_else(|e| panic!("round {round}: {e}"));
+    }
 
     let config = boot.agent.path("agent.yaml");
     let written: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();

@@ -17,6 +17,7 @@ use super::{
     object,
     pins::{self, Held, Pins},
     release,
+    sys::wait_for_running_programs,
     table::{Table, TableError, map_of},
 };
 
@@ -154,8 +155,10 @@ impl BootGuard {
         }
         // The last comes off first, so that what judges never does so without knowing of a new cgroup.
         for name in boot::PROGRAMS.iter().rev() {
-            pins::remove(&self.directory.join(name))?;
+            pins::take_off(&self.directory.join(name))?;
         }
+        // What has begun to drop a packet counts it.
+        wait_for_running_programs();
         let stood = self.standing();
         for pin in pins::list(&self.directory)? {
             pins::remove(&pin)?;

@@ -222,7 +222,7 @@ impl Pins {
                     let failed = |source| PinsError::Io { verb: "detach", path: pin.clone(), source };
                     clsact::remove_pinned(name).map_err(failed)?;
                 }
-                fs::remove_file(&pin).map_err(|source| PinsError::Io { verb: "remove", path: pin, source })?;
+                take_off(&pin)?;
                 links += 1;
             }
             remove_version(&version)?;
@@ -306,6 +306,19 @@ pub fn remove(path: &Path) -> Result<(), PinsError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Takes a pinned link off, and its pin away; that there is none is no error. The pin alone would leave it attached until
+/// the kernel finds time to free it.
+pub fn take_off(pin: &Path) -> Result<(), PinsError> {
+    let failed = |verb| move |source| PinsError::Io { verb, path: pin.to_owned(), source };
+    if let Some(link) = sys::open_pin(pin).map_err(failed("open"))?
+        // At a device without TCX it is a program.
+        && sys::is_link(link.as_fd()).map_err(failed("look at"))?
+    {
+        sys::detach(link.as_fd()).map_err(failed("detach"))?;
+    }
+    remove(pin)
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {

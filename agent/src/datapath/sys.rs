@@ -39,6 +39,7 @@ mod cmd {
     pub const MAP_UPDATE_BATCH: i64 = 26;
     pub const LINK_CREATE: i64 = 28;
     pub const LINK_UPDATE: i64 = 29;
+    pub const LINK_DETACH: i64 = 34;
 }
 
 /// Returns the cookie of the caller's network namespace, by which programs know it. Since Linux 5.14.
@@ -350,6 +351,17 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let mut attr = [0; ATTR_WORDS];
     attr[0] = fd(link) | fd(program) << 32;
     bpf(cmd::LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Takes off what a link attached, at once, whoever else holds the link. One of tracing cannot be taken off so; that is no
+/// error.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = fd(link);
+    match bpf(cmd::LINK_DETACH, &mut attr) {
+        Err(e) if e.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(()),
+        done => done.map(drop),
+    }
 }
 
 /// Sides of a device, of `enum bpf_attach_type`.

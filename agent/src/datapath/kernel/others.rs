@@ -83,7 +83,7 @@ impl Datapath {
                 if !ours.iter().any(|ours| ours == name) {
                     clsact::remove_pinned(name).map_err(|source| failed("detach", &pin, source))?;
                 }
-                pins::remove(&pin)?;
+                pins::take_off(&pin)?;
                 count += 1;
             }
             pins::remove_version(&version)?;
