@@ -354,9 +354,10 @@ mod tests {
     #[test]
     fn stretches_say_what_every_single_port_would() {
         for seed in 0..40 {
-            let Case { policy, map, overrides, boot_to_unix, resolvers, samples, .. } = Case::new(seed, 6);
-            let resolvers = Some(&resolvers);
-            let input = CompileInput { boot_to_unix, overrides: &overrides, resolvers, ..CompileInput::default() };
+            let Case { policy, map, overrides, boot_to_unix, resolvers, peers, samples, .. } = Case::new(seed, 6);
+            let (resolvers, peers) = (Some(&resolvers), Some(&peers));
+            let input =
+                CompileInput { boot_to_unix, overrides: &overrides, resolvers, peers, ..CompileInput::default() };
             assert_eq!(map, compile(&policy, &input).unwrap());
             for sample in samples.iter().filter(|sample| !sample.flow.from.is_unknown() && !sample.flow.to.is_unknown())
             {

@@ -10,7 +10,10 @@ use std::{
 
 use agent_common::{flow::Direction, verdict::Reason};
 
-use super::model::{Action, Cidr, External, Policy, PortSpec, Rule};
+use super::{
+    model::{Action, Cidr, External, Policy, PortSpec, Rule, SharedPeers},
+    peers::Peers,
+};
 
 /// One end of a flow.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,9 +62,18 @@ pub struct Answer {
     pub expires: Option<i64>,
 }
 
+/// What a host knows beside its policy.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Whom the built-in `dns` lets every workload ask.
+    pub resolvers: &'a [IpAddr],
+    /// Who is where on other hosts.
+    pub peers: &'a Peers,
+}
+
 /// Returns the decision by looking at every rule.
 #[must_use]
-pub fn decide_naively(policy: &Policy, overrides: &[Rule], resolvers: &[IpAddr], attempt: &Attempt) -> Answer {
+pub fn decide_naively(policy: &Policy, overrides: &[Rule], known: &Known<'_>, attempt: &Attempt) -> Answer {
     // "`unknown` carries no name at all, so no rule matches it."
     // "a CIDR minus `except`, or a live DNS answer"
     let nobody = BTreeSet::new();
@@ -69,14 +81,21 @@ pub fn decide_naively(policy: &Policy, overrides: &[Rule], resolvers: &[IpAddr],
         Direction::Egress => (&nobody, &attempt.named),
         Direction::Ingress => (&attempt.named, &nobody),
     };
-    let (from, to) = match (names_of(policy, &attempt.from, of_from), names_of(policy, &attempt.to, of_to)) {
+    let names = |end, named| names_of(policy, known.peers, end, named);
+    let (from, to) = match (names(&attempt.from, of_from), names(&attempt.to, of_to)) {
         (Some(from), Some(to)) => (from, to),
-        (from, _) => return deny(unknown(from.is_none(), attempt)),
+        (from, to) => return deny(unknown(from.is_none(), to.is_none(), attempt.direction)),
     };
+    // "a `deny` of one denies it" and "lets no such caller in by the name of one of them"
+    let is_shared = matches!(&attempt.from, End::Address(_)) && from.len() > 1 && !from.contains("world");
     let matches = |rule: &Rule| {
-        from.contains(&rule.from)
-            && to.contains(&rule.to)
-            && rule.ports.iter().any(|port| port_matches(policy, port, attempt))
+        let opens = matches!(rule.action, Action::Allow | Action::OverrideAllow);
+        from.iter().any(|caller| stands_for(policy, &rule.from, caller))
+            && to.iter().filter(|callee| stands_for(policy, &rule.to, callee)).any(|callee| {
+                let takes_shared = policy.workloads.get(callee).is_none_or(|w| w.shared_peers != SharedPeers::Deny);
+                let may_open = takes_shared || !is_shared || rule.from == "any";
+                (may_open || !opens) && rule.ports.iter().any(|port| port_matches(policy, port, callee, attempt))
+            })
     };
     let lives = |rule: &Rule| rule.expires.is_none_or(|end| attempt.now < end);
     // "The first level that matches decides; within a level the lowest id is reported."
@@ -95,7 +114,8 @@ pub fn decide_naively(policy: &Policy, overrides: &[Rule], resolvers: &[IpAddr],
     // "ALLOW by b if the built-in `dns` matches": a workload, which at a door is known by its socket alone, asks a
     // resolver of the node at udp or tcp 53.
     let by_workload = attempt.direction == Direction::Egress || attempt.here;
-    let asks_resolver = attempt.asked.is_some_and(|asked| resolvers.iter().any(|r| unmapped(*r) == unmapped(asked)));
+    let asks_resolver =
+        attempt.asked.is_some_and(|asked| known.resolvers.iter().any(|r| unmapped(*r) == unmapped(asked)));
     if by_workload && asks_resolver && attempt.port == 53 && (attempt.proto == 17 || attempt.proto == 6) {
         return Answer { allow: true, reason: Reason::Allowed, rule: Some(BUILTIN_DNS.to_owned()), expires: None };
     }
@@ -115,23 +135,19 @@ const fn deny(reason: Reason) -> Answer {
     Answer { allow: false, reason, rule: None, expires: None }
 }
 
-fn unknown(from_is_unknown: bool, attempt: &Attempt) -> Reason {
-    let to_is_unknown = attempt.to == End::Unknown;
-    let asks_itself = match attempt.direction {
-        Direction::Egress => from_is_unknown,
-        Direction::Ingress => to_is_unknown,
-    };
-    match attempt.direction {
-        _ if asks_itself => Reason::UnknownSelf,
+fn unknown(from_is_unknown: bool, to_is_unknown: bool, direction: Direction) -> Reason {
+    match direction {
+        Direction::Egress if from_is_unknown => Reason::UnknownSelf,
+        Direction::Ingress if to_is_unknown => Reason::UnknownSelf,
         Direction::Egress => Reason::UnknownTarget,
         Direction::Ingress => Reason::UnknownCaller,
     }
 }
 
-/// Returns every name an end carries: its own, its groups', and `any`; `world` for an address in no
-/// known range, and for every external.
-fn names_of(policy: &Policy, end: &End, named: &BTreeSet<String>) -> Option<BTreeSet<String>> {
-    let mut names = BTreeSet::from(["any".to_owned()]);
+/// Returns what an end is: its name, and `world` for every external; for an address the workloads of other hosts there,
+/// else `world` with all externals that hold it.
+fn names_of(policy: &Policy, peers: &Peers, end: &End, named: &BTreeSet<String>) -> Option<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
     match end {
         End::Unknown => return None,
         End::Named(name) => {
@@ -141,16 +157,29 @@ fn names_of(policy: &Policy, end: &End, named: &BTreeSet<String>) -> Option<BTre
             }
         }
         End::Address(address) => {
+            if let Some((_, there)) = peers.iter().find(|(peer, _)| *peer == unmapped(*address)) {
+                // "One that it does not declare ... its addresses are `unknown`"
+                let is_declared = there.iter().all(|name| policy.workloads.contains_key(name));
+                return is_declared.then(|| there.clone());
+            }
+            // "An address in there that the file gives to none is `unknown`"
+            if peers.ranges().any(|range| within(range, *address)) {
+                return None;
+            }
             names.insert("world".to_owned());
             let externals = policy.externals.values().filter(|external| is_in(external, *address));
             names.extend(externals.map(|external| external.name.clone()));
             names.extend(named.iter().cloned());
         }
     }
-    let groups = policy.groups.iter().filter(|(_, members)| members.iter().any(|member| names.contains(member)));
-    let groups: Vec<String> = groups.map(|(group, _)| group.clone()).collect();
-    names.extend(groups);
     Some(names)
+}
+
+/// Says whether what stands in a rule means an end: by its name, by a group it is a member of, or as `any`.
+fn stands_for(policy: &Policy, written: &str, name: &str) -> bool {
+    written == "any"
+        || written == name
+        || policy.groups.get(written).is_some_and(|members| members.iter().any(|member| member == name))
 }
 
 fn is_in(external: &External, address: IpAddr) -> bool {
@@ -186,16 +215,13 @@ fn unmapped(address: IpAddr) -> IpAddr {
 }
 
 /// A port name means what the callee calls by it.
-fn port_matches(policy: &Policy, port: &PortSpec, attempt: &Attempt) -> bool {
-    let range = match (port, &attempt.to) {
-        (PortSpec::Range(range), _) => *range,
-        (PortSpec::Named(name), End::Named(callee)) => {
-            match policy.workloads.get(callee).and_then(|workload| workload.ports.get(name)) {
-                Some(range) => *range,
-                None => return false,
-            }
-        }
-        (PortSpec::Named(_), End::Address(_) | End::Unknown) => return false,
+fn port_matches(policy: &Policy, port: &PortSpec, callee: &str, attempt: &Attempt) -> bool {
+    let range = match port {
+        PortSpec::Range(range) => *range,
+        PortSpec::Named(name) => match policy.workloads.get(callee).and_then(|workload| workload.ports.get(name)) {
+            Some(range) => *range,
+            None => return false,
+        },
     };
     (range.proto == 0 || range.proto == attempt.proto) && (range.lo..=range.hi).contains(&attempt.port)
 }

@@ -31,7 +31,7 @@ use eastwall::{
         ask::octets,
         compile::{CompileInput, compile},
         random::{self, Case, Random},
-        spec::{Attempt, BUILTIN_DNS, decide_naively},
+        spec::{Attempt, BUILTIN_DNS, Known, decide_naively},
     },
 };
 use runs::{Group, Run, Way};
@@ -140,6 +140,7 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
     };
     let (mut pairs, mut policies, mut passed, mut reasons) = (0, 0, 0, BTreeMap::<&str, usize>::new());
     let (mut by_dns, mut by_name) = (BTreeMap::<_, usize>::new(), BTreeMap::<_, usize>::new());
+    let mut elsewhere = BTreeMap::<_, usize>::new();
     let begin = Instant::now();
     while pairs < PAIRS_MIN {
         let case = Case::new(seed.wrapping_add(policies), 0);
@@ -148,12 +149,15 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
             passed += usize::from(run.passes);
             *by_dns.entry((run.attempt.direction, run.attempt.here)).or_default() += usize::from(run.by_dns);
             *by_name.entry(run.attempt.direction).or_default() += usize::from(run.by_name);
+            if run.is_elsewhere {
+                *elsewhere.entry((run.attempt.direction, run.reason.name())).or_default() += 1;
+            }
             *reasons.entry(run.reason.name()).or_default() += 1;
         }
         policies += 1;
     }
     println!(
-        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}; by dns {by_dns:?}; by name {by_name:?}",
+        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}; by dns {by_dns:?}; by name {by_name:?}; workloads of other hosts {elsewhere:?}",
         begin.elapsed()
     );
     // The comparison is worth nothing if the packets are all alike.
@@ -163,6 +167,13 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
     }
     for direction in [Direction::Egress, Direction::Ingress] {
         assert!(by_name.get(&direction).is_some_and(|&n| n > 10), "names by DNS decide little: {by_name:?}");
+    }
+    for (direction, nobody) in [(Direction::Egress, Reason::UnknownTarget), (Direction::Ingress, Reason::UnknownCaller)]
+    {
+        for reason in [Reason::Allowed, Reason::NoRule, Reason::DenyRule, nobody] {
+            let n = elsewhere.get(&(direction, reason.name()));
+            assert!(n.is_some_and(|&n| n > 50), "{direction:?} {reason:?} is rare: {elsewhere:?}");
+        }
     }
     let every = [
         Reason::NoRule,
@@ -192,8 +203,10 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
         boot_to_unix: unix - boot,
         overrides: &case.overrides,
         resolvers: Some(&resolvers),
+        peers: Some(&case.peers),
         ..CompileInput::default()
     };
+    let known = Known { resolvers: resolvers.addresses(), peers: &case.peers };
     let mut map = compile(&case.policy, &input).unwrap();
     map.unknown_mode = Some(mode);
     let begin = Instant::now();
@@ -210,7 +223,7 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
         attempt.now = unix;
         let (group, mut run) = runs::run(case, &map, attempt, u32::try_from(n).unwrap(), &mut random);
         if run.reason == Reason::Allowed {
-            let spec = decide_naively(&case.policy, &case.overrides, resolvers.addresses(), &run.attempt);
+            let spec = decide_naively(&case.policy, &case.overrides, &known, &run.attempt);
             let flow = random::flow(&case.policy, &map, &run.attempt);
             let now = BootSeconds(u32::try_from(boot).unwrap());
             let compiled =
@@ -235,7 +248,7 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
                 *books.hits.entry(hit).or_default() += 1;
                 run.by_dns = by_dns;
                 let nameless = Attempt { named: BTreeSet::new(), ..run.attempt.clone() };
-                let nameless = decide_naively(&case.policy, &case.overrides, resolvers.addresses(), &nameless);
+                let nameless = decide_naively(&case.policy, &case.overrides, &known, &nameless);
                 run.by_name = nameless.allow != spec.allow;
             }
         }

@@ -73,6 +73,8 @@ pub struct Run {
     pub by_dns: bool,
     /// Whether it is allowed by what answers of resolvers say of an address, or denied.
     pub by_name: bool,
+    /// Whether the other end is where the workloads of other hosts are.
+    pub is_elsewhere: bool,
     packet: Packet,
 }
 
@@ -126,6 +128,8 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     attempt.asked = Some(if leaves { packet.peer } else { packet.local });
     attempt.here = way == Way::Socket;
     attempt.named = if way == Way::Address { case.names_at(peer_addr) } else { BTreeSet::new() };
+    let is_elsewhere =
+        way == Way::Address && (case.peers.names(peer_addr).is_some() || case.peers.is_in_range(peer_addr));
     let damage = if random.one_in(12) { Damage::any(&packet, random) } else { None };
     let reason = match damage {
         None => Reason::Allowed,
@@ -138,7 +142,7 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     let (local, peer) = if leaves { (flow.from, flow.to) } else { (flow.to, flow.from) };
     (
         Group { local, peer, way, leaves },
-        Run { attempt, frame, reason, passes: false, by_dns: false, by_name: false, packet },
+        Run { attempt, frame, reason, passes: false, by_dns: false, by_name: false, is_elsewhere, packet },
     )
 }
 

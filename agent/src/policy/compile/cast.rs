@@ -14,7 +14,7 @@ use crate::{
         ask::octets,
         dns_name::DnsName,
         finding::{Code, Finding},
-        model::{External, Place, Policy, Rule},
+        model::{External, Place, Policy, Rule, SharedPeers, Workload},
         names::{self, Form},
         peers::Peers,
     },
@@ -32,10 +32,13 @@ pub(super) struct Cast {
     sets: BTreeMap<String, BTreeSet<IdentityId>>,
     /// Of those the sets of workloads that share an address.
     shared: BTreeSet<IdentityId>,
+    /// Workloads that take no caller of those, and sets of nothing else.
+    closed: BTreeSet<IdentityId>,
 }
 
-/// The ends that a name stands for, each with the name under which its ports are looked up.
-pub(super) type Ends<'n> = BTreeMap<IdentityId, &'n str>;
+/// The ends that a name stands for, each with the name under which its ports are looked up: several for an address that
+/// several workloads share, since each may mean something else by the name of a port.
+pub(super) type Ends<'n> = BTreeSet<(IdentityId, &'n str)>;
 
 impl Cast {
     pub(super) fn new(policy: &Policy, rules: &[&Rule], peers: Option<&Peers>) -> Result<Self, Vec<Finding>> {
@@ -75,8 +78,14 @@ impl Cast {
             prefixes.insert(prefix, number.unwrap_or(IdentityId::UNKNOWN));
         }
         let dns_names = dns_names(policy)?;
+        let (closed, open): (Vec<&Workload>, Vec<&Workload>) =
+            policy.workloads.values().partition(|workload| workload.shared_peers == SharedPeers::Deny);
+        let sets_of = |name: &String| sets.get(name).into_iter().flatten();
+        let half_open: BTreeSet<&IdentityId> = open.iter().flat_map(|workload| sets_of(&workload.name)).collect();
+        let all = closed.iter().flat_map(|workload| sets_of(&workload.name)).filter(|&set| !half_open.contains(set));
+        let closed = all.copied().chain(closed.iter().map(|workload| workload.id.number())).collect();
         if numbers.collisions.is_empty() {
-            Ok(Self { prefixes, dns_names, names: numbers.names, sets, shared })
+            Ok(Self { prefixes, dns_names, names: numbers.names, sets, shared, closed })
         } else {
             Err(numbers.collisions)
         }
@@ -88,7 +97,7 @@ impl Cast {
     pub(super) fn ends<'n>(&self, policy: &'n Policy, name: &'n str) -> Option<Ends<'n>> {
         let mut ends = Ends::new();
         if name == names::WORLD {
-            ends.insert(IdentityId::WORLD, name);
+            ends.insert((IdentityId::WORLD, name));
             for external in policy.externals.keys() {
                 self.add(policy, external, &mut ends)?;
             }
@@ -107,10 +116,15 @@ impl Cast {
         self.shared.contains(&end)
     }
 
+    /// The ends that no rule opens for those, unless it is for `any` caller.
+    pub(super) const fn closed(&self) -> &BTreeSet<IdentityId> {
+        &self.closed
+    }
+
     fn add<'n>(&self, policy: &'n Policy, name: &'n str, ends: &mut Ends<'n>) -> Option<()> {
-        ends.insert(policy.identity_of(name)?, name);
+        ends.insert((policy.identity_of(name)?, name));
         for &set in self.sets.get(name).into_iter().flatten() {
-            ends.insert(set, name);
+            ends.insert((set, name));
         }
         Some(())
     }

@@ -8,7 +8,7 @@ mod cast;
 mod prefixes;
 mod ranges;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::{
     id::IdentityId,
@@ -62,7 +62,7 @@ pub fn compile(policy: &Policy, input: &CompileInput<'_>) -> Result<MapState, Ve
     }
     let cast = Cast::new(policy, &rules, input.peers)?;
     let raw = expand(policy, &cast, &rules, input.boot_to_unix)?;
-    let (edges, spill) = entries(&raw, &rules)?;
+    let (edges, spill) = entries(&raw, &cast, &rules)?;
     Ok(MapState {
         edges,
         spill,
@@ -93,6 +93,7 @@ fn expand(policy: &Policy, cast: &Cast, rules: &[&Rule], boot_to_unix: i64) -> R
             findings.push(finding(Code::E03, rule, message));
             continue;
         };
+        let from: BTreeSet<IdentityId> = from.into_iter().map(|(from, _)| from).collect();
         let edges = from.len().saturating_mul(to.len());
         if edges > EDGES_PER_RULE_MAX {
             let message = format!("rule `{}` would open {edges} edges, and {EDGES_PER_RULE_MAX} are the most", rule.id);
@@ -105,19 +106,27 @@ fn expand(policy: &Policy, cast: &Cast, rules: &[&Rule], boot_to_unix: i64) -> R
             expires: boot_expiry(rule.expires, boot_to_unix),
             ..Range::default()
         };
-        for (&to, name) in &to {
+        for (to, name) in to {
             let Some(ports) = rule.ports.iter().map(|spec| policy.ports_on(name, spec)).collect::<Option<Vec<_>>>()
             else {
                 let message = format!("rule `{}` names a port that `{name}` does not have", rule.id);
                 findings.push(finding(Code::E05, rule, message));
                 break;
             };
-            let is_closed = policy.workloads.get(*name).is_some_and(|to| to.shared_peers == SharedPeers::Deny);
+            let is_closed = policy.workloads.get(name).is_some_and(|to| to.shared_peers == SharedPeers::Deny);
             let opens = matches!(rule.action, Action::Allow | Action::OverrideAllow);
-            for &from in from.keys().filter(|&&from| !(opens && is_closed && cast.is_shared(from))) {
+            for &from in from.iter().filter(|&&from| !(opens && is_closed && cast.is_shared(from))) {
                 let ranges = raw.entry(EdgeKey { from, to }).or_default();
                 ranges.extend(ports.iter().map(|p| Range { proto: p.proto, lo: p.lo, hi: p.hi, ..shape }));
             }
+        }
+    }
+    // A rule to `any` is one to them as well: an entry of the pair's own keeps it out.
+    let to_any: Vec<IdentityId> =
+        raw.keys().filter(|key| key.to == IdentityId::ANY && cast.is_shared(key.from)).map(|key| key.from).collect();
+    for from in to_any {
+        for &to in cast.closed() {
+            raw.entry(EdgeKey { from, to }).or_default();
         }
     }
     if findings.is_empty() { Ok(raw) } else { Err(findings) }
@@ -143,14 +152,16 @@ fn boot_expiry(expires: Option<i64>, boot_to_unix: i64) -> u32 {
     })
 }
 
-fn entries(raw: &Raw, rules: &[&Rule]) -> Result<Entries, Vec<Finding>> {
+fn entries(raw: &Raw, cast: &Cast, rules: &[&Rule]) -> Result<Entries, Vec<Finding>> {
     let mut edges = BTreeMap::new();
     let mut spill = Vec::new();
     let mut too_long: Option<(&EdgeKey, Vec<Range>)> = None;
     for key in raw.keys() {
         let mut ranges = Vec::new();
-        for key in applying(key) {
-            ranges.extend(raw.get(&key).into_iter().flatten().copied());
+        for wider in applying(key) {
+            let is_shut = wider.to != key.to && cast.is_shared(wider.from) && cast.closed().contains(&key.to);
+            let ranges_of = raw.get(&wider).into_iter().flatten();
+            ranges.extend(ranges_of.filter(|range| !(is_shut && opens(range))).copied());
         }
         let ranges = ranges::tidy(ranges);
         if ranges.len() > RANGES_PER_EDGE_MAX {
@@ -166,6 +177,10 @@ fn entries(raw: &Raw, rules: &[&Rule]) -> Result<Entries, Vec<Finding>> {
         None => Ok((edges, spill)),
         Some((_, ranges)) => Err(vec![too_many_ranges(&ranges, rules)]),
     }
+}
+
+const fn opens(range: &Range) -> bool {
+    matches!(range.level(), level::ALLOW | level::OVERRIDE_ALLOW)
 }
 
 /// Returns the keys whose rules apply to a pair: itself, and for an exact one every wildcard.

@@ -14,6 +14,7 @@ use crate::{
         ask::octets,
         load::load,
         random::{self, Case, Sample},
+        spec::End,
     },
 };
 
@@ -50,6 +51,7 @@ fn at(map: &MapState, sample: &Sample, flow: &Flow, now: BootSeconds) -> Decisio
 #[test]
 fn g85_the_compiled_policy_decides_as_the_specification_does() {
     let (mut allowed, mut spilled, mut sets, mut expired, mut dns) = (0, 0, 0, 0, 0);
+    let (mut elsewhere, mut nobody) = (0, 0);
     for case in cases() {
         for sample in &case.samples {
             let found = actual(&case.map, sample);
@@ -61,6 +63,12 @@ fn g85_the_compiled_policy_decides_as_the_specification_does() {
             allowed += usize::from(found.allow);
             expired += usize::from(found.reason == agent_common::verdict::Reason::Expired);
             dns += usize::from(found.rule == RuleNumber::BUILTIN_DNS);
+            for end in [&sample.attempt.from, &sample.attempt.to] {
+                if let End::Address(address) = end {
+                    elsewhere += usize::from(case.peers.names(address.to_canonical()).is_some());
+                    nobody += usize::from(case.peers.is_in_range(address.to_canonical()));
+                }
+            }
             sets += usize::from(sample.flow.from.is_set() || sample.flow.to.is_set());
         }
         spilled += case.map.spill.len();
@@ -69,6 +77,7 @@ fn g85_the_compiled_policy_decides_as_the_specification_does() {
     let all = usize::try_from(CASES).unwrap() * SAMPLES;
     assert!(allowed > all / 10 && allowed < all * 9 / 10, "{allowed} of {all} allowed");
     assert!(dns > 200, "{dns} allowed by the built-in");
+    assert!(elsewhere > 1_000 && nobody > 1_000, "{elsewhere} on other hosts, {nobody} in ranges of workloads");
     assert!(spilled > 1_000 && sets > 1_000 && expired > 500, "{spilled} spilled, {sets} sets, {expired} expired");
 }
 
@@ -157,6 +166,23 @@ const MUTANTS: &[Mutant] = &[
         let mut map = case.map.clone();
         map.prefixes.retain(|_, id| *id != IdentityId::WORLD);
         answer(&map, sample, &random::flow(&case.policy, &map, &sample.attempt))
+    }),
+    ("workloads of other hosts taken for externals", |case, sample| {
+        let overrides = &case.overrides;
+        let (boot_to_unix, resolvers) = (case.boot_to_unix, Some(&case.resolvers));
+        let input = CompileInput { boot_to_unix, overrides, resolvers, ..CompileInput::default() };
+        let map = compile(&case.policy, &input).unwrap_or_default();
+        answer(&map, sample, &random::flow(&case.policy, &map, &sample.attempt))
+    }),
+    ("ranges of workloads ignored", |case, sample| {
+        let mut map = case.map.clone();
+        map.prefixes.retain(|prefix, id| prefix.bits == 128 || !id.is_unknown());
+        answer(&map, sample, &random::flow(&case.policy, &map, &sample.attempt))
+    }),
+    ("doors that take no shared callers open by a wildcard", |case, sample| {
+        let mut map = case.map.clone();
+        map.edges.retain(|_, entry| entry.count != 0);
+        actual(&map, sample)
     }),
     ("rule numbers from 0", |case, sample| actual(&with_ranges(case, |r| r.rule -= u32::from(r.rule > 1)), sample)),
     ("the end of the verdict forgotten", |case, sample| Decision {
@@ -317,6 +343,27 @@ fn a_door_that_takes_no_shared_callers_opens_for_each_by_its_own_address_alone()
     assert_eq!(allowed("deny", "    - { from: any, to: db, ports: [tcp/1] }\n"), [true; 4], "an address has that name");
     let with_deny = "    - { from: any, to: db, ports: [tcp/1] }\n  deny:\n    - { from: log, to: db }\n";
     assert_eq!(allowed("deny", with_deny), [true, false, false, true], "what one may not, all may not");
+    let to_any = "    - { from: web, to: any, ports: [tcp/1] }\n";
+    assert_eq!(allowed("any-member", to_any), [true; 4]);
+    assert_eq!(allowed("deny", to_any), [true, true, false, true], "a rule to `any` is one to this door as well");
+}
+
+#[test]
+fn a_port_name_means_at_a_shared_address_what_each_workload_there_calls_by_it() {
+    let text = "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: { name: d }\nspec:\n  trustDomain: t\n  \
+                workloads:\n    - { name: web, select: { cgroup: /a }, ports: { main: tcp/1 } }\n    - { name: log, select: \
+                { cgroup: /b }, ports: { main: tcp/2 } }\n    - { name: db, select: { cgroup: /c } }\n  groups:\n    - { name: \
+                both, members: [web, log] }\n  allow: [{ from: db, to: both, ports: [any] }]\n  deny: [{ from: db, to: both, \
+                ports: [main] }]\n";
+    let policy = load(&[("d.yaml", text)]).unwrap().policy;
+    let peers = "peers: [{ workload: web, addresses: [10.0.0.9] }, { workload: log, addresses: [10.0.0.9] }]";
+    let peers = Peers::parse("peers.yaml", peers).unwrap();
+    let map = compile(&policy, &CompileInput { peers: Some(&peers), ..CompileInput::default() }).unwrap();
+    let (from, to) = (policy.identity_of("db").unwrap(), map.peer_of(&octets("10.0.0.9".parse().unwrap())));
+    let allowed = [1, 2, 3].map(|port| {
+        decide(&map, &Flow { from, to, proto: 6, port, direction: Direction::Egress }, &BootSeconds(5)).allow
+    });
+    assert_eq!(allowed, [false, false, true]);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Random policies with the flows that find a mistake in them, and what the specification says about
 //! each: for the host tests, and for comparing the loaded kernel programs with the same cases.
 
+mod write;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -18,30 +19,15 @@ use super::{
     compile::{CompileInput, RANGES_PER_EDGE_MAX, compile},
     load::load,
     map_state::MapState,
-    model::{Action, Place, Policy, PortRange, PortSpec, Rule},
+    model::{Policy, PortRange, PortSpec, Rule},
+    peers::Peers,
     resolvers::Resolvers,
-    spec::{Answer, Attempt, BUILTIN_DNS, End, decide_naively},
+    spec::{Answer, Attempt, BUILTIN_DNS, End, Known, decide_naively},
 };
 
 /// Unix seconds around which rules expire and flows are tried.
 const NOON: i64 = 2_000_000_000;
-const WORKLOADS: [&str; 6] = ["web", "cart", "db", "pay/api", "log", "probe"];
 const DERIVED: [&str; 3] = ["unit/cron.service", "user/1000", "node/h1"];
-/// Nested and overlapping, so that addresses carry several names.
-const CIDRS: [&str; 12] = [
-    "0.0.0.0/0",
-    "10.0.0.0/8",
-    "10.1.0.0/16",
-    "10.1.2.0/24",
-    "10.1.2.3/32",
-    "198.51.100.0/24",
-    "198.51.100.128/25",
-    "::/0",
-    "2001:db8::/32",
-    "2001:db8:1::/48",
-    "2001:db8:1::7/128",
-    "fd00::/8",
-];
 const ADDRESSES: [&str; 11] = [
     "10.1.2.3",
     "10.1.2.4",
@@ -55,24 +41,6 @@ const ADDRESSES: [&str; 11] = [
     "2002::1",
     "::ffff:10.1.2.3",
 ];
-const PORTS: [&str; 13] = [
-    "any",
-    "tcp/any",
-    "udp/any",
-    "tcp/80",
-    "tcp/80-90",
-    "tcp/91",
-    "tcp/92",
-    "tcp/8080",
-    "udp/53",
-    "icmp/echo",
-    "tcp/1-65535",
-    "sctp/7",
-    "tcp/65535",
-];
-/// Every workload has these names; what they mean differs.
-const NAMED: [&str; 2] = ["main", "side"];
-
 /// SplitMix64: small, and the same everywhere, so that a seed names one case for ever.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
@@ -138,6 +106,8 @@ pub struct Case {
     pub boot_to_unix: i64,
     /// Whom the built-in `dns` lets every workload ask.
     pub resolvers: Resolvers,
+    /// Who is where on other hosts.
+    pub peers: Peers,
     /// Externals that live answers of resolvers name with an address.
     pub answers: BTreeMap<IpAddr, BTreeSet<String>>,
     /// The compiled form.
@@ -160,15 +130,17 @@ impl Case {
         // Half of the policies have more rules than one edge can hold, and most of those fit all the same.
         let budget = if random.one_in(2) { RANGES_PER_EDGE_MAX } else { 60 };
         let resolvers = resolvers(&mut random);
+        let peers = if random.one_in(2) { Peers::default() } else { peers(&mut random) };
         let (text, policy, overrides, map) = loop {
-            let text = policy_text(&mut random, budget);
+            let text = write::policy(&mut random, budget);
             let policy = load(&[("random.yaml", &text)]).map(|loaded| loaded.policy);
             let policy = policy.unwrap_or_else(|findings| panic!("seed {seed}: {findings:#?}\n{text}"));
-            let overrides = overrides(&mut random);
+            let overrides = write::overrides(&mut random);
             let input = CompileInput {
                 boot_to_unix,
                 overrides: &overrides,
                 resolvers: Some(&resolvers),
+                peers: Some(&peers),
                 ..CompileInput::default()
             };
             match compile(&policy, &input) {
@@ -181,7 +153,7 @@ impl Case {
         };
         let answers = answers(&mut random, &policy);
         let mut case =
-            Self { seed, text, policy, overrides, boot_to_unix, resolvers, answers, map, samples: Vec::new() };
+            Self { seed, text, policy, overrides, boot_to_unix, resolvers, peers, answers, map, samples: Vec::new() };
         case.samples = (0..samples).map(|_| case.sample(&mut random)).collect();
         case
     }
@@ -190,7 +162,8 @@ impl Case {
         let attempt = self.attempt(random);
         let flow = flow(&self.policy, &self.map, &attempt);
         let boot = u32::try_from(attempt.now - self.boot_to_unix).unwrap_or(1);
-        let answer = decide_naively(&self.policy, &self.overrides, self.resolvers.addresses(), &attempt);
+        let known = Known { resolvers: self.resolvers.addresses(), peers: &self.peers };
+        let answer = decide_naively(&self.policy, &self.overrides, &known, &attempt);
         Sample { flow, now: BootSeconds(boot), expected: self.decision(&answer), attempt }
     }
 
@@ -230,10 +203,14 @@ impl Case {
         attempt
     }
 
-    /// The externals that answers name with an address.
+    /// The externals that answers name with an address. Whoever is there says more than they do.
     #[must_use]
     pub fn names_at(&self, address: IpAddr) -> BTreeSet<String> {
-        self.answers.get(&address.to_canonical()).cloned().unwrap_or_default()
+        let address = address.to_canonical();
+        match self.peers.names(address) {
+            Some(_) => BTreeSet::new(),
+            None => self.answers.get(&address).cloned().unwrap_or_default(),
+        }
     }
 
     /// The numbers of the externals that answers name with the other end of an attempt.
@@ -264,6 +241,11 @@ impl Case {
             None => name.filter(|name| *name != "any"),
         };
         match name {
+            Some(name) if self.is_elsewhere(name) && random.one_in(2) => {
+                let there = |(address, names): (IpAddr, &BTreeSet<String>)| names.contains(name).then_some(address);
+                let addresses: Vec<IpAddr> = self.peers.iter().filter_map(there).collect();
+                End::Address(*random.pick(&addresses))
+            }
             Some(name) if name != "world" && !(self.policy.externals.contains_key(name) && random.one_in(2)) => {
                 End::Named(name.to_owned())
             }
@@ -281,9 +263,17 @@ impl Case {
         }
     }
 
+    fn is_elsewhere(&self, name: &str) -> bool {
+        self.peers.iter().any(|(_, names)| names.contains(name))
+    }
+
     fn range(&self, random: &mut Random, rule: &Rule, to: &End) -> Option<PortRange> {
         match (random.pick(&rule.ports), to) {
             (PortSpec::Range(range), _) => Some(*range),
+            (PortSpec::Named(port), End::Address(address)) => {
+                let there: Vec<&String> = self.peers.names(address.to_canonical())?.iter().collect();
+                self.policy.workloads.get(*random.pick(&there))?.ports.get(port).copied()
+            }
             (PortSpec::Named(port), End::Named(name)) => self.policy.workloads.get(name)?.ports.get(port).copied(),
             (PortSpec::Named(_), _) => None,
         }
@@ -324,6 +314,11 @@ fn address(random: &mut Random) -> IpAddr {
     }
 }
 
+fn peers(random: &mut Random) -> Peers {
+    let text = write::peers(random);
+    Peers::parse("random.peers", &text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
 /// Names for some of the addresses that are tried most.
 fn answers(random: &mut Random, policy: &Policy) -> BTreeMap<IpAddr, BTreeSet<String>> {
     let by_dns: Vec<&String> =
@@ -347,117 +342,4 @@ fn resolvers(random: &mut Random) -> Resolvers {
 
 fn any_proto(random: &mut Random) -> u8 {
     *random.pick(&[proto::TCP, proto::TCP, proto::UDP, proto::ICMP, proto::SCTP, proto::UDPLITE, 47])
-}
-
-/// Writes a policy whose rules have about `budget` port ranges in all.
-fn policy_text(random: &mut Random, budget: usize) -> String {
-    let mut text = "apiVersion: eastwall.dev/v1alpha1\nkind: Policy\nmetadata: { name: random }\nspec:\n  trustDomain: random.example\n".to_owned();
-    let mut line = |line: String| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{line}");
-    };
-    let workloads = &WORKLOADS[..2 + random.below(WORKLOADS.len() - 1)];
-    line("  workloads:".to_owned());
-    for name in workloads {
-        let main = random.pick(&["tcp/80", "tcp/8080", "tcp/80-90", "udp/53"]);
-        let side = random.pick(&["tcp/9090", "tcp/91", "sctp/7"]);
-        line(format!(
-            "    - {{ name: {name}, select: {{ cgroup: /{name} }}, ports: {{ main: {main}, side: {side} }} }}"
-        ));
-    }
-    let externals: Vec<String> = (0..random.below(5)).map(|n| format!("ext{n}")).collect();
-    if !externals.is_empty() {
-        line("  externals:".to_owned());
-    }
-    let mut by_dns: Vec<&str> = Vec::new();
-    for name in &externals {
-        let cidrs: Vec<&str> = (0..=random.below(3)).map(|_| *random.pick(&CIDRS)).collect();
-        let inside = |text: &&&str| cidrs.iter().any(|outer| covers(outer, text));
-        let except: Vec<&str> = CIDRS.iter().filter(inside).filter(|_| random.one_in(5)).copied().collect();
-        let except = if except.is_empty() { String::new() } else { format!(", except: [{}]", quoted(&except)) };
-        let dns = if random.one_in(2) { format!(", dns: [{name}.example]") } else { String::new() };
-        if !dns.is_empty() {
-            by_dns.push(name.as_str());
-        }
-        line(format!("    - {{ name: {name}, cidrs: [{}]{except}{dns} }}", quoted(&cidrs)));
-    }
-    let plain: Vec<&str> = workloads.iter().copied().chain(externals.iter().map(String::as_str)).collect();
-    line("  groups:".to_owned());
-    line(format!("    - {{ name: servers, members: [{}, {}] }}", random.pick(workloads), random.pick(workloads)));
-    let member = *random.pick(&plain);
-    line(format!("    - {{ name: mixed, members: [servers, {member}] }}"));
-    if by_dns.contains(&member) {
-        by_dns.push("mixed");
-    }
-    let mut names = plain;
-    names.extend(["servers", "mixed", "any", "any", "world"]);
-    names.extend(DERIVED);
-    for (action, share) in [("allow", 2), ("deny", 3)] {
-        line(format!("  {action}:"));
-        let mut ranges = 0;
-        let mut number = 0;
-        while ranges < budget / share || number == 0 {
-            let (from, to) = (*random.pick(&names), *random.pick(&names));
-            // Of a name not every address is known, so none is denied.
-            if action == "deny" && (by_dns.contains(&from) || by_dns.contains(&to)) {
-                number += 1;
-                continue;
-            }
-            let mut ports: Vec<&str> = (0..=random.below(2)).map(|_| *random.pick(&PORTS)).collect();
-            if (workloads.contains(&to) || to == "servers") && random.one_in(2) {
-                ports.push(*random.pick(&NAMED));
-            }
-            ranges += ports.len();
-            let expires = if random.one_in(3) { expiry(random) } else { String::new() };
-            // Ids sort across the actions, so that numbers and levels disagree.
-            let id = format!("r{:02}-{action}-{number}", random.below(100));
-            line(format!("    - {{ id: {id}, from: {from}, to: {to}, ports: [{}]{expires} }}", ports.join(", ")));
-            number += 1;
-        }
-    }
-    text
-}
-
-fn expiry(random: &mut Random) -> String {
-    let unix = NOON - 1_000 + i64::try_from(random.below(2_000)).unwrap_or_default();
-    // Now and then before the boot, or after the clock of the kernel ends.
-    let unix = match random.below(12) {
-        0 => 1_000_000,
-        _ => unix,
-    };
-    format!(", expires: {}", super::time::format(unix))
-}
-
-fn quoted(texts: &[&str]) -> String {
-    texts.iter().map(|text| format!("\"{text}\"")).collect::<Vec<_>>().join(", ")
-}
-
-fn covers(outer: &str, inner: &str) -> bool {
-    use super::model::Cidr;
-    match (Cidr::parse(outer), Cidr::parse(inner)) {
-        (Ok(outer), Ok(inner)) => outer.covers(&inner),
-        _ => false,
-    }
-}
-
-fn overrides(random: &mut Random) -> Vec<Rule> {
-    let names: Vec<&str> = WORKLOADS[..2].iter().copied().chain(["any", "world", "servers"]).collect();
-    let mut rules = Vec::new();
-    for number in 0..random.below(4) {
-        let action = *random.pick(&[Action::OverrideDeny, Action::OverrideAllow]);
-        let port = *random.pick(&[PortRange::ANY, PortRange { proto: proto::TCP, lo: 80, hi: 90 }]);
-        rules.push(Rule {
-            id: format!("{}-{number}", random.pick(&["ov", "zz"])),
-            action,
-            from: (*random.pick(&names)).to_owned(),
-            to: (*random.pick(&names)).to_owned(),
-            ports: vec![PortSpec::Range(port)],
-            expires: Some(NOON - 500 + i64::try_from(random.below(1_000)).unwrap_or_default()),
-            reason: None,
-            owner: None,
-            ticket: None,
-            place: Place::default(),
-        });
-    }
-    rules
 }
