@@ -69,6 +69,8 @@ impl Damage {
     }
 }
 
+/// From where and to where all frames are.
+pub const HARDWARE_ADDRESS: [u8; 6] = [2; 6];
 const PAYLOAD: &[u8] = b"payload";
 const ETHERNET: usize = 14;
 
@@ -79,7 +81,7 @@ pub fn frame(packet: &Packet, damage: Option<Damage>) -> Vec<u8> {
         transport.truncate(7);
     }
     let (src, dst) = if packet.leaves { (packet.local, packet.peer) } else { (packet.peer, packet.local) };
-    let mut bytes = vec![0x02; 12];
+    let mut bytes = [HARDWARE_ADDRESS; 2].concat();
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => v4(&mut bytes, src, dst, packet, &transport, damage),
         (IpAddr::V6(src), IpAddr::V6(dst)) => v6(&mut bytes, src, dst, packet, &transport, damage),

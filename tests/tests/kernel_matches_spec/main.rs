@@ -7,7 +7,7 @@
 //! A test run has a socket of no protocol in the cgroup of the caller. So the programs run inside an
 //! actor, whose cgroup is labelled as the local end of each packet. The other end is
 //!
-//! - an address, with the packet on a device other than loopback;
+//! - an address, with the packet on a device other than loopback, or at the programs of a device of the local end;
 //! - a socket of a second actor, or the host itself, with the packet on loopback.
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -22,11 +22,11 @@ use std::{
 use agent_common::{
     flow::Direction,
     id::{BootSeconds, IdentityId, RuleNumber},
-    layout::{AddrNames, DenyCounter, DenyKey, IdentSlot, ident_flags, names::program},
+    layout::{AddrNames, DenyCounter, DenyKey, IdentSlot, hardware, ident_flags, names::program},
     verdict::{Mode, Reason},
 };
 use eastwall::{
-    datapath::{Capacity, Identities},
+    datapath::{Capacity, Device, Identities},
     policy::{
         ask::octets,
         compile::{CompileInput, compile},
@@ -44,6 +44,8 @@ const PAIRS_MIN: usize = 100_000;
 const PACKETS: usize = 800;
 /// No rule may expire while a policy is tried, or the three would answer at different times.
 const CASE_MAX: Duration = Duration::from_secs(30);
+/// The index of the loopback device.
+const LOOPBACK: u32 = 1;
 /// The cgroup at the root of the hierarchy.
 const ROOT_CGROUP: u64 = 1;
 
@@ -51,6 +53,8 @@ struct Bench {
     local: Actor,
     egress: Socket,
     ingress: Socket,
+    from: Socket,
+    to: Socket,
     ifindex: u32,
     guard: Guard,
     local_cgroup: Cgroup,
@@ -65,7 +69,7 @@ impl Bench {
     fn open() -> Option<Self> {
         let lab = Lab::open(&[Need::Ip])?;
         let capacity = Capacity { flows: 1 << 20, ..Capacity::default() };
-        let guard = Guard::load(&lab, GuardOptions { capacity, ..GuardOptions::default() });
+        let mut guard = Guard::load(&lab, GuardOptions { capacity, devices: true, ..GuardOptions::default() });
         let nets = [NetNs::new(), NetNs::new()];
         NetNs::veth(
             VethEnd { netns: &nets[0], device: "near0", addrs: &["10.200.0.1/24"] },
@@ -80,12 +84,21 @@ impl Bench {
             peer.udp_bind(addr).unwrap();
             peer.tcp_listen(addr).unwrap();
         }
-        let [egress, ingress] =
-            [program::EGRESS, program::INGRESS].map(|name| local.take(guard.datapath().program(name).unwrap()));
+        let [egress, ingress, from, to] = [program::EGRESS, program::INGRESS, program::TC_FROM, program::TC_TO]
+            .map(|name| local.take(guard.datapath().program(name).unwrap()));
+        // A device that carries nothing else.
+        let device = Device { index: LOOPBACK, netns: 0, hardware: hardware(frames::HARDWARE_ADDRESS) };
+        let guarded = guard.inside(|kernel| nets[0].run(|| kernel.guard_device(&device, local_cgroup.id())));
+        guarded.unwrap();
+        for address in runs::local_addresses(u32::try_from(PACKETS).unwrap()) {
+            guard.datapath().own_address(&octets(address), local_cgroup.id()).unwrap();
+        }
         Some(Self {
             local,
             egress,
             ingress,
+            from,
+            to,
             ifindex,
             guard,
             local_cgroup,
@@ -109,6 +122,7 @@ impl Bench {
         label(self.local_cgroup.id(), group.local);
         let ifindex = match group.way {
             Way::Address => self.ifindex,
+            Way::Device => LOOPBACK,
             Way::Socket | Way::Nobody => {
                 label(self.peer_cgroup.id(), group.peer);
                 0
@@ -118,8 +132,24 @@ impl Bench {
                 0
             }
         };
-        let program = if group.leaves { self.egress } else { self.ingress };
+        let program = match (group.way, group.leaves) {
+            (Way::Device, true) => self.from,
+            (Way::Device, false) => self.to,
+            (_, true) => self.egress,
+            (_, false) => self.ingress,
+        };
         self.local.test_run(program, ifindex, runs.iter().map(|run| run.frame.clone()).collect())
+    }
+}
+
+/// What a program returns about a packet.
+fn code(group: &Group, passes: bool) -> i32 {
+    /// linux/bpf.h, `TCX_NEXT`, which a test run has as a number without a sign that is too large, and `TCX_DROP`.
+    const AT_A_DEVICE: (i32, i32) = (i32::MAX, 2);
+    match group.way {
+        Way::Device if passes => AT_A_DEVICE.0,
+        Way::Device => AT_A_DEVICE.1,
+        _ => i32::from(passes),
     }
 }
 
@@ -140,7 +170,7 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
     };
     let (mut pairs, mut policies, mut passed, mut reasons) = (0, 0, 0, BTreeMap::<&str, usize>::new());
     let (mut by_dns, mut by_name) = (BTreeMap::<_, usize>::new(), BTreeMap::<_, usize>::new());
-    let mut elsewhere = BTreeMap::<_, usize>::new();
+    let (mut elsewhere, mut ways) = (BTreeMap::<_, usize>::new(), BTreeMap::<_, usize>::new());
     let begin = Instant::now();
     while pairs < PAIRS_MIN {
         let case = Case::new(seed.wrapping_add(policies), 0);
@@ -149,6 +179,7 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
             passed += usize::from(run.passes);
             *by_dns.entry((run.attempt.direction, run.attempt.here)).or_default() += usize::from(run.by_dns);
             *by_name.entry(run.attempt.direction).or_default() += usize::from(run.by_name);
+            *ways.entry((run.way, run.attempt.direction, run.passes)).or_default() += 1;
             if run.is_elsewhere {
                 *elsewhere.entry((run.attempt.direction, run.reason.name())).or_default() += 1;
             }
@@ -157,7 +188,7 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
         policies += 1;
     }
     println!(
-        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}; by dns {by_dns:?}; by name {by_name:?}; workloads of other hosts {elsewhere:?}",
+        "seed {seed}: {pairs} packets under {policies} policies in {:.1?}, {passed} passed; {reasons:?}; by dns {by_dns:?}; by name {by_name:?}; workloads of other hosts {elsewhere:?}; ways {ways:?}",
         begin.elapsed()
     );
     // The comparison is worth nothing if the packets are all alike.
@@ -241,7 +272,7 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
                 case.text,
                 case.overrides
             );
-            let is_self = group.way != Way::Address && group.local == group.peer && !group.local.is_unknown();
+            let is_self = !group.way.is_by_address() && group.local == group.peer && !group.local.is_unknown();
             if !is_self {
                 run.reason = spec.reason;
                 // What no rule matched is a hit of the default, whatever a built-in makes of it.
@@ -267,7 +298,7 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
         for (run, verdict) in runs.iter().zip(verdicts) {
             assert_eq!(
                 verdict,
-                i32::from(run.passes),
+                code(group, run.passes),
                 "seed {}, the kernel under {mode:?}: {group:?} {run:?}\nrules {:?}\n{}\n{:#?}\nit says {:#?}",
                 case.seed,
                 map.rule_ids,

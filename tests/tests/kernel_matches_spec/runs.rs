@@ -35,14 +35,23 @@ const NOBODYS_PORT: u16 = 4_444;
 /// How the other end is known.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Way {
-    /// By its address.
+    /// By its address, at the socket of the local end.
     Address,
+    /// By its address, at the device of the local end.
+    Device,
     /// By its socket on the same host.
     Socket,
     /// On the same host, without a socket.
     Nobody,
     /// It is the host.
     Host,
+}
+
+impl Way {
+    /// Says whether nothing is known of the other end but its address.
+    pub const fn is_by_address(self) -> bool {
+        matches!(self, Self::Address | Self::Device)
+    }
 }
 
 /// Packets that can be tried together.
@@ -75,6 +84,8 @@ pub struct Run {
     pub by_name: bool,
     /// Whether the other end is where the workloads of other hosts are.
     pub is_elsewhere: bool,
+    /// How the other end is known.
+    pub way: Way,
     packet: Packet,
 }
 
@@ -103,6 +114,11 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     let has_ports = matches!(attempt.proto, proto::TCP | proto::UDP | proto::SCTP | proto::UDPLITE);
     match attempt.proto {
         proto::ICMP if attempt.port == 8 => packet.icmp_type = if is_v6 { 128 } else { 8 },
+        // At a device an error belongs to the flow that it is about, and what is about neighbours to the device.
+        proto::ICMP if way == Way::Device => {
+            packet.icmp_type = *random.pick(if is_v6 { &[150, 200] } else { &[15, 128] });
+            attempt.port = u16::from(packet.icmp_type) + if is_v6 { 256 } else { 0 };
+        }
         proto::ICMP => {
             // Among them 8 as a type of ICMPv6, which is no echo; none whose length is fixed.
             packet.icmp_type = if is_v6 { *random.pick(&[1, 3, 8, 133, 200]) } else { *random.pick(&[3, 5, 15, 128]) };
@@ -121,15 +137,15 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
         let other = match way {
             Way::Socket => *random.pick(&PEER_PORTS),
             Way::Nobody => NOBODYS_PORT,
-            Way::Address | Way::Host => u16::try_from(random.below(1 << 16)).unwrap(),
+            Way::Address | Way::Device | Way::Host => u16::try_from(random.below(1 << 16)).unwrap(),
         };
         (packet.local_port, packet.peer_port) = if leaves { (other, attempt.port) } else { (attempt.port, other) };
     }
     attempt.asked = Some(if leaves { packet.peer } else { packet.local });
     attempt.here = way == Way::Socket;
-    attempt.named = if way == Way::Address { case.names_at(peer_addr) } else { BTreeSet::new() };
+    attempt.named = if way.is_by_address() { case.names_at(peer_addr) } else { BTreeSet::new() };
     let is_elsewhere =
-        way == Way::Address && (case.peers.names(peer_addr).is_some() || case.peers.is_in_range(peer_addr));
+        way.is_by_address() && (case.peers.names(peer_addr).is_some() || case.peers.is_in_range(peer_addr));
     let damage = if random.one_in(12) { Damage::any(&packet, random) } else { None };
     let reason = match damage {
         None => Reason::Allowed,
@@ -142,7 +158,7 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     let (local, peer) = if leaves { (flow.from, flow.to) } else { (flow.to, flow.from) };
     (
         Group { local, peer, way, leaves },
-        Run { attempt, frame, reason, passes: false, by_dns: false, by_name: false, is_elsewhere, packet },
+        Run { attempt, frame, reason, passes: false, by_dns: false, by_name: false, is_elsewhere, way, packet },
     )
 }
 
@@ -161,7 +177,7 @@ fn place(attempt: &mut Attempt, random: &mut Random) -> (Way, IpAddr) {
     let is_by_socket = matches!(attempt.proto, proto::TCP | proto::UDP);
     let peer = if leaves { &mut attempt.to } else { &mut attempt.from };
     if let End::Address(addr) = peer {
-        return (Way::Address, *addr);
+        return (if random.one_in(2) { Way::Device } else { Way::Address }, *addr);
     }
     let here = if random.one_in(2) { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
     if !is_by_socket {
@@ -175,7 +191,12 @@ fn place(attempt: &mut Attempt, random: &mut Random) -> (Way, IpAddr) {
     (if nobody { Way::Nobody } else { Way::Socket }, here)
 }
 
-/// An address of the local end. The program asks nobody whether it is one.
+/// The addresses from which the local end of so many packets may send.
+pub fn local_addresses(packets: u32) -> impl Iterator<Item = IpAddr> {
+    (0..packets).flat_map(|n| [false, true].map(|is_v6| local_addr(is_v6, true, n)))
+}
+
+/// An address of the local end. Only the program at the device, and only when it leaves, asks whether it is one.
 fn local_addr(is_v6: bool, leaves: bool, n: u32) -> IpAddr {
     let n = n << 1 | u32::from(leaves);
     if is_v6 {
