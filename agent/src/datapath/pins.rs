@@ -308,15 +308,20 @@ pub fn remove(path: &Path) -> Result<(), PinsError> {
     }
 }
 
-/// Takes a pinned link off, and its pin away; that there is none is no error. The pin alone would leave it attached until
-/// the kernel finds time to free it.
+/// Takes a pinned link off, and its pin away; that there is none is no error.
 pub fn take_off(pin: &Path) -> Result<(), PinsError> {
+    let object = sys::open_pin(pin).map_err(|source| PinsError::Io { verb: "open", path: pin.to_owned(), source })?;
+    take_off_open(object.as_ref().map(AsFd::as_fd), pin)
+}
+
+/// As [`take_off`], of what is open already. The pin alone would leave it attached until the kernel finds time to free it.
+pub fn take_off_open(object: Option<BorrowedFd<'_>>, pin: &Path) -> Result<(), PinsError> {
     let failed = |verb| move |source| PinsError::Io { verb, path: pin.to_owned(), source };
-    if let Some(link) = sys::open_pin(pin).map_err(failed("open"))?
+    if let Some(object) = object
         // At a device without TCX it is a program.
-        && sys::is_link(link.as_fd()).map_err(failed("look at"))?
+        && sys::is_link(object).map_err(failed("look at"))?
     {
-        sys::detach(link.as_fd()).map_err(failed("detach"))?;
+        sys::detach(object).map_err(failed("detach"))?;
     }
     remove(pin)
 }

@@ -326,10 +326,7 @@ pub fn unix_moment(seconds: i64) -> BootSeconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{
-        compile::{CompileInput, compile},
-        random::Case,
-    };
+    use crate::policy::{compile::compile, random::Case};
 
     #[test]
     fn questions_are_read_as_people_write_them() {
@@ -354,11 +351,9 @@ mod tests {
     #[test]
     fn stretches_say_what_every_single_port_would() {
         for seed in 0..40 {
-            let Case { policy, map, overrides, boot_to_unix, resolvers, peers, samples, .. } = Case::new(seed, 6);
-            let (resolvers, peers) = (Some(&resolvers), Some(&peers));
-            let input =
-                CompileInput { boot_to_unix, overrides: &overrides, resolvers, peers, ..CompileInput::default() };
-            assert_eq!(map, compile(&policy, &input).unwrap());
+            let case = Case::new(seed, 6);
+            assert_eq!(case.map, compile(&case.policy, &case.input()).unwrap());
+            let Case { policy, map, overrides, samples, .. } = case;
             for sample in samples.iter().filter(|sample| !sample.flow.from.is_unknown() && !sample.flow.to.is_unknown())
             {
                 let asked = Asked { policy: &policy, map: &map, overrides: &overrides, now: sample.now };

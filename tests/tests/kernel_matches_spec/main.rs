@@ -174,12 +174,12 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
     let begin = Instant::now();
     while pairs < PAIRS_MIN {
         let case = Case::new(seed.wrapping_add(policies), 0);
-        for run in try_case(&mut bench, &case) {
+        for (way, run) in try_case(&mut bench, &case) {
             pairs += 1;
             passed += usize::from(run.passes);
             *by_dns.entry((run.attempt.direction, run.attempt.here)).or_default() += usize::from(run.by_dns);
             *by_name.entry(run.attempt.direction).or_default() += usize::from(run.by_name);
-            *ways.entry((run.way, run.attempt.direction, run.passes)).or_default() += 1;
+            *ways.entry((way, run.attempt.direction, run.passes)).or_default() += 1;
             if run.is_elsewhere {
                 *elsewhere.entry((run.attempt.direction, run.reason.name())).or_default() += 1;
             }
@@ -223,20 +223,14 @@ fn the_kernel_programs_decide_as_the_specification_and_the_compiled_policy_do() 
     }
 }
 
-/// Puts the policy of a case in force and compares every answer. Returns the packets.
-fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
+/// Puts the policy of a case in force and compares every answer. Returns the packets, and the way of each.
+fn try_case(bench: &mut Bench, case: &Case) -> Vec<(Way, Run)> {
     let mut random = Random::new(case.seed ^ 0x6b65_726e_656c);
     let mode = *random.pick(&[Mode::Enforce, Mode::Enforce, Mode::Enforce, Mode::Enforce, Mode::Audit, Mode::Observe]);
     let unix = a_quiet_time(case, &mut random);
     let boot = clock_gettime(ClockId::Boottime).tv_sec;
     let resolvers = runs::resolvers(case, &mut random);
-    let input = CompileInput {
-        boot_to_unix: unix - boot,
-        overrides: &case.overrides,
-        resolvers: Some(&resolvers),
-        peers: Some(&case.peers),
-        ..CompileInput::default()
-    };
+    let input = CompileInput { boot_to_unix: unix - boot, resolvers: Some(&resolvers), ..case.input() };
     let known = Known { resolvers: resolvers.addresses(), peers: &case.peers };
     let mut map = compile(&case.policy, &input).unwrap();
     map.unknown_mode = Some(mode);
@@ -310,7 +304,7 @@ fn try_case(bench: &mut Bench, case: &Case) -> Vec<Run> {
     }
     compare_books(bench, case, &books);
     assert!(begin.elapsed() < CASE_MAX, "seed {}: a rule may have expired meanwhile", case.seed);
-    groups.into_values().flatten().collect()
+    groups.into_iter().flat_map(|(group, runs)| runs.into_iter().map(move |run| (group.way, run))).collect()
 }
 
 /// Gives addresses the names that answers of resolvers would have given them, and one that has run out.

@@ -84,8 +84,6 @@ pub struct Run {
     pub by_name: bool,
     /// Whether the other end is where the workloads of other hosts are.
     pub is_elsewhere: bool,
-    /// How the other end is known.
-    pub way: Way,
     packet: Packet,
 }
 
@@ -158,7 +156,7 @@ pub fn run(case: &Case, map: &MapState, mut attempt: Attempt, n: u32, random: &m
     let (local, peer) = if leaves { (flow.from, flow.to) } else { (flow.to, flow.from) };
     (
         Group { local, peer, way, leaves },
-        Run { attempt, frame, reason, passes: false, by_dns: false, by_name: false, is_elsewhere, way, packet },
+        Run { attempt, frame, reason, passes: false, by_dns: false, by_name: false, is_elsewhere, packet },
     )
 }
 

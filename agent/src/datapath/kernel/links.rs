@@ -16,7 +16,7 @@ use super::{Datapath, DatapathError, attach};
 use crate::{
     datapath::{
         clsact,
-        pins::{self, Held, PinsError},
+        pins::{self, Held},
         sys::{self, Listed, ProgramInfo, Side, Target},
         table::TableError,
     },
@@ -321,15 +321,8 @@ impl Datapath {
 
     /// Takes a program off its place; that it is not there is no error.
     pub(super) fn take_off(&mut self, place: Place) -> Result<(), DatapathError> {
-        let pin = self.pins.link(&pin_name(place));
-        if let Some(link) = self.links.get(&place) {
-            let failed = |source| PinsError::Io { verb: "detach", path: pin.clone(), source };
-            let object = link.held.as_fd();
-            if sys::is_link(object).map_err(failed)? {
-                sys::detach(object).map_err(failed)?;
-            }
-        }
-        pins::remove(&pin)?;
+        let link = self.links.get(&place).map(|link| link.held.as_fd());
+        pins::take_off_open(link, &self.pins.link(&pin_name(place)))?;
         self.links.remove(&place);
         Ok(())
     }

@@ -114,8 +114,8 @@ fn expand(policy: &Policy, cast: &Cast, rules: &[&Rule], boot_to_unix: i64) -> R
                 break;
             };
             let is_closed = policy.workloads.get(name).is_some_and(|to| to.shared_peers == SharedPeers::Deny);
-            let opens = matches!(rule.action, Action::Allow | Action::OverrideAllow);
-            for &from in from.iter().filter(|&&from| !(opens && is_closed && cast.is_shared(from))) {
+            let is_kept_out = is_closed && opens(&shape);
+            for &from in from.iter().filter(|&&from| !(is_kept_out && cast.is_shared(from))) {
                 let ranges = raw.entry(EdgeKey { from, to }).or_default();
                 ranges.extend(ports.iter().map(|p| Range { proto: p.proto, lo: p.lo, hi: p.hi, ..shape }));
             }
@@ -179,6 +179,7 @@ fn entries(raw: &Raw, cast: &Cast, rules: &[&Rule]) -> Result<Entries, Vec<Findi
     }
 }
 
+/// Says whether a range allows what it matches.
 const fn opens(range: &Range) -> bool {
     matches!(range.level(), level::ALLOW | level::OVERRIDE_ALLOW)
 }

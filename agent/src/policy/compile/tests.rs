@@ -168,9 +168,7 @@ const MUTANTS: &[Mutant] = &[
         answer(&map, sample, &random::flow(&case.policy, &map, &sample.attempt))
     }),
     ("workloads of other hosts taken for externals", |case, sample| {
-        let overrides = &case.overrides;
-        let (boot_to_unix, resolvers) = (case.boot_to_unix, Some(&case.resolvers));
-        let input = CompileInput { boot_to_unix, overrides, resolvers, ..CompileInput::default() };
+        let input = CompileInput { peers: None, ..case.input() };
         let map = compile(&case.policy, &input).unwrap_or_default();
         answer(&map, sample, &random::flow(&case.policy, &map, &sample.attempt))
     }),

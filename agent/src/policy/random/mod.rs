@@ -158,6 +158,18 @@ impl Case {
         case
     }
 
+    /// What the case was compiled with.
+    #[must_use]
+    pub const fn input(&self) -> CompileInput<'_> {
+        CompileInput {
+            boot_to_unix: self.boot_to_unix,
+            overrides: self.overrides.as_slice(),
+            resolvers: Some(&self.resolvers),
+            answers: None,
+            peers: Some(&self.peers),
+        }
+    }
+
     fn sample(&self, random: &mut Random) -> Sample {
         let attempt = self.attempt(random);
         let flow = flow(&self.policy, &self.map, &attempt);
@@ -240,12 +252,10 @@ impl Case {
             Some(members) => Some(random.pick(members).as_str()),
             None => name.filter(|name| *name != "any"),
         };
+        let is_there = |(address, there): (IpAddr, &BTreeSet<String>)| there.contains(name?).then_some(address);
+        let elsewhere: Vec<IpAddr> = self.peers.iter().filter_map(is_there).collect();
         match name {
-            Some(name) if self.is_elsewhere(name) && random.one_in(2) => {
-                let there = |(address, names): (IpAddr, &BTreeSet<String>)| names.contains(name).then_some(address);
-                let addresses: Vec<IpAddr> = self.peers.iter().filter_map(there).collect();
-                End::Address(*random.pick(&addresses))
-            }
+            Some(_) if !elsewhere.is_empty() && random.one_in(2) => End::Address(*random.pick(&elsewhere)),
             Some(name) if name != "world" && !(self.policy.externals.contains_key(name) && random.one_in(2)) => {
                 End::Named(name.to_owned())
             }
@@ -261,10 +271,6 @@ impl Case {
                 }
             },
         }
-    }
-
-    fn is_elsewhere(&self, name: &str) -> bool {
-        self.peers.iter().any(|(_, names)| names.contains(name))
     }
 
     fn range(&self, random: &mut Random, rule: &Rule, to: &End) -> Option<PortRange> {
