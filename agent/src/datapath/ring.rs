@@ -23,10 +23,17 @@ impl Ring {
     }
 
     /// Hands every record that is there to `take`; returns how many there were.
+    ///
+    /// Each has left the ring by then: were it there until `take` is done, whoever is killed meanwhile would have told what
+    /// the next one tells again. What has left and was not told is missing from the books, and found so.
     pub fn drain(&mut self, mut take: impl FnMut(&[u8])) -> usize {
         let mut count = 0;
+        let mut bytes = Vec::new();
         while let Some(record) = self.0.next() {
-            take(&record);
+            bytes.clear();
+            bytes.extend_from_slice(&record);
+            drop(record);
+            take(&bytes);
             count += 1;
         }
         count
