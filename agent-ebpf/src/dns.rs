@@ -3,7 +3,7 @@
 use agent_common::{
     addr::{self, Addr},
     layout::{DNS_NAMES_MAX, DNS_TTL_MAX, DNS_TTL_MIN, DenyCounter},
-    parse::dns::{self, LENGTH_MAX},
+    parse::dns::{self, LENGTH_MAX, Step},
 };
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -155,9 +155,22 @@ pub extern "C" fn ew_dns_addresses(length: u32, name_length: u32, epoch: u32) ->
     };
     // SAFETY: as in `ew_dns_key`.
     let message = unsafe { &(*room).message };
-    u32::from(dns::addresses(message, length, name_length, |addr, ttl| {
+    u32::from(dns::addresses(message, length, name_length, |at| Step(ew_dns_step(length, at, epoch))))
+}
+
+/// Reads one label or one record, and notes the address that is in it: see [`Step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ew_dns_step(length: u32, at: u32, epoch: u32) -> u64 {
+    let Some(room) = room() else {
+        return Step::UNREAD.0;
+    };
+    // SAFETY: as in `ew_dns_key`.
+    let message = unsafe { &(*room).message };
+    let step = dns::step(message, length, at, |addr, ttl| {
         ew_dns_note(addr[0], addr[1], ttl, epoch);
-    }))
+    });
+    step.0
 }
 
 /// Notes that an address has the externals of the name.

@@ -95,9 +95,9 @@ pub fn key(name: &[u8; NAME_BYTES], length: u32, key: &mut NameKey) {
     key.bits = 8 * (1 + if length < DNS_TEXT_MAX { length } else { DNS_TEXT_MAX });
 }
 
-/// Hands on each address among the answers with its time to live in seconds. False: not all of them could be read.
+/// Goes over what stands behind the question, and says whether it was read to its end.
 ///
-/// `name_length` is what [`name_length`] has returned.
+/// `name_length` is what [`name_length`] has returned; `step` is [`step`], at a place.
 /// The owners of the records are not compared: a resolver answers with the name that was asked for and with what that
 /// is an alias of, and with nothing else.
 #[inline(always)]
@@ -105,7 +105,7 @@ pub fn addresses(
     message: &[u8; MESSAGE_BYTES],
     length: u32,
     name_length: u32,
-    mut each: impl FnMut(Addr, u32),
+    mut step: impl FnMut(u32) -> Step,
 ) -> bool {
     // A name has a length before it and a 0 behind it; type and class follow.
     let (mut at, mut left) = (HEADER + name_length + 2 + 4, half(message, 6) as u32);
@@ -119,34 +119,70 @@ pub fn addresses(
         if at >= length {
             return false;
         }
-        (at, left) = (bounded(at, LENGTH_MAX), bounded(left, 255));
-        let read = byte(message, at);
-        if read != 0 && read <= LABEL_MAX {
-            at += 1 + read as u32;
-            continue;
+        match step(at).next() {
+            Some(next) => (at, left) = (next.at, bounded(left, 255) - u32::from(next.ends_record)),
+            None => return false,
         }
-        // A pointer: what is left of the name stands elsewhere.
-        let record = if read == 0 { at + 1 } else { at + 2 };
-        let data = record + 10;
-        let size = half(message, record + 8) as u32;
-        if read != 0 && read < 192 || data + size > length {
-            return false;
-        }
-        if half(message, record + 2) == INTERNET {
-            let ttl = (half(message, record + 4) as u32) << 16 | half(message, record + 6) as u32;
-            match (half(message, record), size) {
-                (A, 4) => each(mapped(word(message, data)), ttl),
-                (AAAA, 16) => {
-                    let [a, b, c, d] = [0, 4, 8, 12].map(|n| word(message, data + n));
-                    each([pair(a, b), pair(c, d)], ttl);
-                }
-                _ => {}
-            }
-        }
-        at = data + size;
-        left -= 1;
     }
     left == 0
+}
+
+/// What one step finds, as one number: what crosses the border of a function that a verifier checks by itself.
+///
+/// Shape: where the next step is in the lower half, and above it one bit that says that a record ends there; 0 = what is
+/// there could not be read.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Step(pub u64);
+
+struct Next {
+    at: u32,
+    ends_record: bool,
+}
+
+impl Step {
+    /// What is there could not be read.
+    pub const UNREAD: Self = Self(0);
+    const ENDS_RECORD: u64 = 1 << 32;
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+    const fn next(self) -> Option<Next> {
+        if self.0 == Self::UNREAD.0 {
+            return None;
+        }
+        Some(Next { at: self.0 as u32, ends_record: self.0 & Self::ENDS_RECORD != 0 })
+    }
+}
+
+/// Reads what is at `at`, one label or one record, and hands on the address that is in it, with its time to live in
+/// seconds.
+#[inline(always)]
+pub fn step(message: &[u8; MESSAGE_BYTES], length: u32, at: u32, each: impl FnOnce(Addr, u32)) -> Step {
+    let at = bounded(at, LENGTH_MAX);
+    let read = byte(message, at);
+    if read != 0 && read <= LABEL_MAX {
+        return Step(u64::from(at + 1 + u32::from(read)));
+    }
+    // A pointer: what is left of the name stands elsewhere.
+    let record = if read == 0 { at + 1 } else { at + 2 };
+    let data = record + 10;
+    let size = u32::from(half(message, record + 8));
+    if read != 0 && read < 192 || data + size > length {
+        return Step::UNREAD;
+    }
+    if half(message, record + 2) == INTERNET {
+        let ttl = u32::from(half(message, record + 4)) << 16 | u32::from(half(message, record + 6));
+        match (half(message, record), size) {
+            (A, 4) => each(mapped(word(message, data)), ttl),
+            (AAAA, 16) => {
+                let [a, b, c, d] = [0, 4, 8, 12].map(|n| word(message, data + n));
+                each([pair(a, b), pair(c, d)], ttl);
+            }
+            _ => {}
+        }
+    }
+    Step(u64::from(data + size) | Step::ENDS_RECORD)
 }
 
 /// Returns a number that is at most `mask`, a row of ones. It says so to the verifier, to which the iterations of a loop

@@ -54,8 +54,10 @@ pub fn ours(bytes: &[u8]) -> Option<Answer> {
         return None;
     }
     let mut addresses = BTreeSet::new();
-    let whole = dns::addresses(&message, length, name_length, |addr, ttl| {
-        addresses.insert((address(addr), ttl));
+    let whole = dns::addresses(&message, length, name_length, |at| {
+        dns::step(&message, length, at, |addr, ttl| {
+            addresses.insert((address(addr), ttl));
+        })
     });
     let name = String::from_utf8_lossy(&name[..name_length as usize]).into_owned();
     whole.then_some(Answer { name, addresses })
