@@ -207,7 +207,7 @@ fn an_answer_is_kept_as_long_as_it_says_within_bounds_and_as_far_as_there_is_roo
     assert_eq!((count(&scene, DenyCounter::DnsRead), count(&scene, DenyCounter::DnsUnread)), (3, 0));
     // What has run out makes room, that which ran out first.
     for (n, address) in ["192.0.2.1", "192.0.2.2", "198.51.100.1"].into_iter().enumerate() {
-        note(&scene, address.parse().unwrap(), Some("named"), now() - 100 + u32::try_from(n).unwrap());
+        note(&scene, address.parse().unwrap(), Some("named"), now() - 10 + u32::try_from(n).unwrap());
     }
     let known = scene.guard().datapath().dns_addresses().unwrap();
     let left = forget(&known, now(), 4);
