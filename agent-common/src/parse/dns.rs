@@ -119,39 +119,37 @@ pub fn addresses(
         if at >= length {
             return false;
         }
-        match step(at).next() {
-            Some(next) => (at, left) = (next.at, bounded(left, 255) - u32::from(next.ends_record)),
-            None => return false,
+        let found = step(at);
+        if found.0 == Step::UNREAD.0 {
+            return false;
         }
+        (at, left) = (found.next(), bounded(left, 255) - found.records());
     }
     left == 0
 }
 
 /// What one step finds, as one number: what crosses the border of a function that a verifier checks by itself.
 ///
-/// Shape: where the next step is in the lower half, and above it one bit that says that a record ends there; 0 = what is
-/// there could not be read.
+/// Shape: where the next step is in the lower half, and in the upper one how many records have ended, 0 or 1; 0 in all =
+/// what is there could not be read.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Step(pub u64);
 
-struct Next {
-    at: u32,
-    ends_record: bool,
-}
-
 impl Step {
     /// What is there could not be read.
     pub const UNREAD: Self = Self(0);
-    const ENDS_RECORD: u64 = 1 << 32;
+    const RECORD: u64 = 1 << 32;
 
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-    const fn next(self) -> Option<Next> {
-        if self.0 == Self::UNREAD.0 {
-            return None;
-        }
-        Some(Next { at: self.0 as u32, ends_record: self.0 & Self::ENDS_RECORD != 0 })
+    const fn next(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    const fn records(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }
 
@@ -182,7 +180,7 @@ pub fn step(message: &[u8; MESSAGE_BYTES], length: u32, at: u32, each: impl FnOn
             _ => {}
         }
     }
-    Step(u64::from(data + size) | Step::ENDS_RECORD)
+    Step(u64::from(data + size) | Step::RECORD)
 }
 
 /// Returns a number that is at most `mask`, a row of ones. It says so to the verifier, to which the iterations of a loop

@@ -403,7 +403,8 @@ impl Actor {
             self.call(&Command::InThread { cgroup: cgroup.dir().to_owned(), command })
         };
         let made = inside(Command::Socket { family: Family::of(addr), kind: Kind::Stream, protocol: 0 }).map(socket)?;
-        inside(Command::Connect { socket: made.0, addr, timeout_ms: millis(timeout) }).map(done)?;
+        let connect = Command::Connect { socket: made.0, addr, timeout_ms: millis(timeout) };
+        inside(connect).map(done).inspect_err(|_| self.close(made))?;
         Ok(made)
     }
 
