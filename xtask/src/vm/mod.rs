@@ -68,8 +68,8 @@ pub struct Options {
     /// Print the versions that Debian has
     #[arg(long, conflicts_with = "kernel")]
     list: bool,
-    /// Build the tests here, run them there, and print what passed, failed and was skipped: FILE is the beginning of
-    /// a name in tests/tests, or FILE::TEST; all if none is named
+    /// Build the tests here, run them there, and print what passed, failed and was skipped: FILE is a name in
+    /// tests/tests or the beginning of some, or FILE::TEST; all if none is named
     #[arg(long, num_args = 0.., value_name = "FILE", conflicts_with = "command")]
     tests: Option<Vec<String>>,
     /// End it, or each file of tests, after so many seconds

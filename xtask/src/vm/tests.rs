@@ -24,7 +24,7 @@ struct TestFile {
     filter: String,
 }
 
-/// Builds the tests and returns a script that runs those of `wanted`: `FILE`, the beginning of its name, or
+/// Builds the tests and returns a script that runs those of `wanted`: `FILE`, a name or the beginning of some, or
 /// `FILE::TEST`; all if there is none.
 ///
 /// # Errors
@@ -91,8 +91,11 @@ fn chosen(programs: &[(String, String)], wanted: &[String]) -> Result<Vec<TestFi
     let mut files = Vec::new();
     for wanted in wanted {
         let (beginning, filter) = wanted.split_once("::").unwrap_or((wanted, ""));
+        // A whole name means that file alone, also where others begin with it.
+        let is_whole = programs.iter().any(|(name, _)| name == beginning);
+        let means = |name: &str| if is_whole { name == beginning } else { name.starts_with(beginning) };
         let before = files.len();
-        files.extend(programs.iter().filter(|(name, _)| name.starts_with(beginning)).map(|entry| file(entry, filter)));
+        files.extend(programs.iter().filter(|(name, _)| means(name)).map(|entry| file(entry, filter)));
         if files.len() == before {
             let names: Vec<&str> = programs.iter().map(|(name, _)| name.as_str()).collect();
             bail!("no file of tests begins with `{beginning}`; there are {}", names.join(", "));
@@ -106,4 +109,26 @@ pub fn whole(limit: Duration, files: usize) -> Duration {
     /// What booting takes and more.
     const BOOT: Duration = Duration::from_secs(120);
     limit.saturating_mul(u32::try_from(files).unwrap_or(u32::MAX)).saturating_add(BOOT)
+}
+
+#[cfg(test)]
+mod choice_tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_chosen_by_its_name_or_by_the_beginning_of_it() {
+        let programs =
+            ["hook_tc", "hook_tc_flows", "hook_tc_links"].map(|name| (name.to_owned(), format!("/t/{name}")));
+        let names = |wanted: &[&str]| -> Vec<String> {
+            let wanted: Vec<String> = wanted.iter().map(|&word| word.to_owned()).collect();
+            let files = chosen(&programs, &wanted).unwrap();
+            files.into_iter().map(|file| format!("{}::{}", file.name, file.filter)).collect()
+        };
+        assert_eq!(names(&["hook_tc"]), ["hook_tc::"]);
+        assert_eq!(names(&["hook_tc_"]), ["hook_tc_flows::", "hook_tc_links::"]);
+        assert_eq!(names(&["hook_tc::g1_", "hook_tc_l::g9_"]), ["hook_tc::g1_", "hook_tc_links::g9_"]);
+        assert_eq!(names(&[]).len(), 3);
+        let error = chosen(&programs, &["hook_udp".to_owned()]).err().unwrap();
+        assert!(error.to_string().contains("there are hook_tc, hook_tc_flows, hook_tc_links"), "{error}");
+    }
 }
