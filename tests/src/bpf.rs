@@ -131,6 +131,8 @@ pub fn fd_info(object: BorrowedFd<'_>, name: &str) -> anyhow::Result<f64> {
 pub enum Kind {
     /// `BPF_PROG_TYPE_SCHED_CLS`
     SchedCls = 3,
+    /// `BPF_PROG_TYPE_XDP`
+    Xdp = 6,
     /// `BPF_PROG_TYPE_CGROUP_SKB`
     CgroupSkb = 8,
     /// `BPF_PROG_TYPE_CGROUP_SOCK`
@@ -168,6 +170,12 @@ pub fn load_code(kind: Kind, attach: u32, code: &[u64], name: &str) -> anyhow::R
 pub const TCX_INGRESS: u32 = 46;
 /// `BPF_TCX_EGRESS`
 pub const TCX_EGRESS: u32 = 47;
+
+/// Puts a program of XDP at a device of this network namespace, in the generic form, which every device can.
+pub fn attach_xdp(program: BorrowedFd<'_>, index: u32) -> anyhow::Result<OwnedFd> {
+    // `BPF_XDP`, `XDP_FLAGS_SKB_MODE`
+    link(program, At::Device(index), 37, 1 << 1)
+}
 
 /// Says whether this kernel has TCX: one that has says that there is no device of the largest index.
 ///

@@ -21,7 +21,7 @@ use crate::{
     clock,
     config::Config,
     control::wire::{ProgramOfOthers, Tampering},
-    datapath::{Act, DatapathError, Device, Finding, Neighbour, Object, Place, ProgramInfo},
+    datapath::{self, Act, DatapathError, Device, Finding, Neighbour, Object, Place, ProgramInfo},
     events::{
         escape::{PATH_CHARS_MAX, escape},
         record::{ForeignProgram, Now, Record, TamperEvent, TamperedDevice, UnixMillis, new_uid},
@@ -115,7 +115,7 @@ impl Core {
         self.upkeep.broken.retain(|what, _| found.contains(what));
         for finding in &look.findings {
             // Before anything changes: a program that nobody holds may be gone afterwards.
-            let programs = self.datapath.describe(&finding.others).into_iter().map(foreign).collect();
+            let programs = finding.others.iter().map(|&id| foreign(datapath::describe(id))).collect();
             let result = self.datapath.put_back(finding);
             self.report(finding, programs, Some(self.upkeep.good.wall), result);
         }
@@ -310,11 +310,6 @@ impl Core {
 }
 
 fn foreign(info: ProgramInfo) -> ForeignProgram {
-    let ProgramInfo { id, name, tag, uid } = info;
-    ForeignProgram {
-        id,
-        name: escape(&name, NAME_CHARS_MAX).text,
-        tag: tag.iter().map(|byte| format!("{byte:02x}")).collect(),
-        loaded_by: uid,
-    }
+    let (tag, ProgramInfo { id, name, uid, .. }) = (info.tag_text(), info);
+    ForeignProgram { id, name: escape(&name, NAME_CHARS_MAX).text, tag, loaded_by: uid }
 }

@@ -15,7 +15,7 @@ use crate::{
         wire::{ProgramOfOthers, Reply, Request},
     },
     doctor::{
-        Finding, Outcome, examine, holders,
+        Finding, Outcome, Program, examine, holders,
         who_dropped::{self, AgentSaid, Clue, Foreign, Tuple, Weight},
     },
 };
@@ -102,9 +102,8 @@ fn said(programs: &[ProgramOfOthers]) -> Vec<String> {
         if *id == 0 {
             return format!("{place} {hook}: a filter {name}, {order} eastwall's");
         }
-        let by = holders.get(id).map(|who| format!(", held by {}", who.join(", "))).unwrap_or_default();
-        let name = if name.is_empty() { "without a name" } else { name };
-        format!("{place} {hook}: {id} {name}, {order} eastwall's (tag {tag}, loaded by user {loaded_by}{by})")
+        let program = Program { id: *id, name, tag, loaded_by: *loaded_by };
+        program.sentence(&format!("{place} {hook}"), order, &holders)
     };
     programs.iter().map(said).collect()
 }

@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     fs, io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -265,6 +265,14 @@ pub struct ProgramInfo {
     pub uid: u32,
 }
 
+impl ProgramInfo {
+    /// The tag in hex, as bpftool(8) shows it.
+    #[must_use]
+    pub fn tag_text(&self) -> String {
+        self.tag.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// Asks about a program.
 pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     // `struct bpf_prog_info` up to the name.
@@ -274,6 +282,14 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     let name = bytes(&info[16..20]).into_iter().take_while(|byte| *byte != 0).collect();
     let tag = bytes(&info[2..4]).try_into().unwrap_or_default();
     Ok(ProgramInfo { id: info[1], name, tag, uid: info[12] })
+}
+
+/// Says what the kernel knows of a program, by its number. One that is gone, or that this user may not open, has no name.
+#[must_use]
+pub fn describe(id: u32) -> ProgramInfo {
+    let open = open_program(id).ok().flatten();
+    let info = open.and_then(|program| program_info(program.as_fd()).ok());
+    info.unwrap_or_else(|| ProgramInfo { id, ..ProgramInfo::default() })
 }
 
 /// Fills `info` with as much as it takes of what the kernel says about an object.

@@ -1,12 +1,39 @@
-//! Which processes hold a program open, or a link with it.
+//! Programs of others as sentences, with which processes hold one open, or a link with it.
 
 use std::{collections::BTreeMap, fs};
 
-/// Returns who holds each program, by its number: `123 (name)`. A program that is pinned or attached without a link may be
-/// held by nobody, and what this user may not look at is left out.
+/// Who holds each program, by its number: `123 (name)`.
+pub type Holders = BTreeMap<u32, Vec<String>>;
+
+/// A program of somebody else, as the kernel tells of it. What could steer a terminal is escaped in its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    /// Its number.
+    pub id: u32,
+    /// As its maker calls it.
+    pub name: &'a str,
+    /// A hash of its instructions, in hex.
+    pub tag: &'a str,
+    /// Who loaded it.
+    pub loaded_by: u32,
+}
+
+impl Program<'_> {
+    /// Says what it is, where it is, and in which order with eastwall's it runs there.
+    #[must_use]
+    pub fn sentence(&self, place: &str, order: &str, holders: &Holders) -> String {
+        let Self { id, name, tag, loaded_by } = self;
+        let by = holders.get(id).map(|who| format!(", held by {}", who.join(", "))).unwrap_or_default();
+        let name = if name.is_empty() { "without a name" } else { name };
+        format!("{place}: {id} {name}, {order} eastwall's (tag {tag}, loaded by user {loaded_by}{by})")
+    }
+}
+
+/// Returns who holds programs. One that is pinned or attached without a link may be held by nobody, and what this user may
+/// not look at is left out.
 #[must_use]
-pub fn holders() -> BTreeMap<u32, Vec<String>> {
-    let mut holders: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+pub fn holders() -> Holders {
+    let mut holders = Holders::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in processes.filter(|p| p.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit)) {
         let infos = fs::read_dir(process.path().join("fdinfo")).into_iter().flatten().flatten();
@@ -39,5 +66,16 @@ mod tests {
     fn a_descriptor_of_a_program_or_a_link_names_it() {
         assert_eq!(program_of("pos:\t0\nlink_type:\ttcx\nlink_id:\t7\nprog_id:\t512\nifindex:\t3\n"), Some(512));
         assert_eq!(program_of("pos:\t0\nmap_id:\t3\n"), None);
+    }
+
+    #[test]
+    fn a_program_is_told_with_its_name_and_who_holds_it() {
+        let program = Program { id: 7, name: "drop", tag: "ab12", loaded_by: 1000 };
+        let holders = Holders::from([(7, vec!["12 (lb)".to_owned(), "15 (lb)".to_owned()])]);
+        let said = program.sentence("eth0 XDP, generic", "BEFORE", &holders);
+        let held = ", held by 12 (lb), 15 (lb)";
+        assert_eq!(said, format!("eth0 XDP, generic: 7 drop, BEFORE eastwall's (tag ab12, loaded by user 1000{held})"));
+        let nameless = Program { id: 8, name: "", ..program }.sentence("eth0 ingress", "behind", &holders);
+        assert_eq!(nameless, "eth0 ingress: 8 without a name, behind eastwall's (tag ab12, loaded by user 1000)");
     }
 }

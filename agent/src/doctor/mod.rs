@@ -53,7 +53,7 @@ impl Finding {
     }
 }
 
-pub use holders::holders;
+pub use holders::{Program, holders};
 
 /// Looks at everything, the host first.
 #[must_use]

@@ -17,7 +17,7 @@ use crate::{
     datapath::{
         clsact,
         pins::{self, Held},
-        sys::{self, Listed, ProgramInfo, Side, Target},
+        sys::{self, Listed, Side, Target},
         table::TableError,
     },
     netlink::Requests,
@@ -363,17 +363,6 @@ impl Datapath {
             }
             (_, None) => Ok(()),
         }
-    }
-
-    /// Says what the kernel knows of programs, by number. One that is gone has no name.
-    #[must_use]
-    pub fn describe(&self, programs: &[u32]) -> Vec<ProgramInfo> {
-        let describe = |&id: &u32| {
-            let open = sys::open_program(id).ok().flatten();
-            let info = open.and_then(|program| sys::program_info(program.as_fd()).ok());
-            info.unwrap_or_else(|| ProgramInfo { id, ..ProgramInfo::default() })
-        };
-        programs.iter().map(describe).collect()
     }
 }
 

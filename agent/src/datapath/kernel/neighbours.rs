@@ -63,7 +63,7 @@ impl Datapath {
             for (at, other) in listed.into_iter().enumerate().filter(|(_, one)| !is_ours(one)) {
                 let program = match other.program {
                     0 => ProgramInfo { name: other.kind.into_bytes(), ..ProgramInfo::default() },
-                    id => self.describe(&[id]).remove(0),
+                    id => sys::describe(id),
                 };
                 found.push(Neighbour { hook, before: at < ours, program });
             }
@@ -85,9 +85,8 @@ impl Datapath {
         for (attach_type, hook) in HOOKS {
             let listed = sys::query(Target::Cgroup(cgroup, effective), attach_type)
                 .map_err(|e| DatapathError::program("list what runs beside", program::EGRESS, e))?;
-            let others: Vec<u32> = listed.iter().map(|one| one.program).filter(|id| !self.is_ours(*id)).collect();
-            let neighbour = |program| Neighbour { hook, before: false, program };
-            found.extend(self.describe(&others).into_iter().map(neighbour));
+            let others = listed.iter().map(|one| one.program).filter(|id| !self.is_ours(*id));
+            found.extend(others.map(|id| Neighbour { hook, before: false, program: sys::describe(id) }));
         }
         Ok(found)
     }

@@ -5,6 +5,7 @@ mod nft;
 mod route;
 mod sockets;
 mod tuple;
+mod xdp;
 
 use std::fmt;
 
@@ -84,6 +85,7 @@ pub fn look(tuple: &Tuple, said: &AgentSaid) -> Vec<Clue> {
     let mut clues = denials::look(tuple, said);
     clues.extend(way.clues);
     clues.extend(programs(said, &way.devices));
+    clues.extend(xdp::look(&way.devices));
     clues.extend(nft::look(tuple));
     clues.extend(sockets::look(tuple));
     clues.sort_by_key(|clue| clue.weight);
