@@ -11,8 +11,9 @@ use std::{
 
 use netlink_packet_core::{
     DecodeError, Emitable as _, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
-    NetlinkHeader, parse_i32,
+    NetlinkHeader, NetlinkSerializable, NlasIterator, parse_i32,
 };
+use netlink_packet_route::RouteNetlinkMessage;
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{
@@ -62,6 +63,22 @@ impl Requests {
     pub fn strict(self) -> io::Result<Self> {
         set_option(&self.socket, libc::NETLINK_GET_STRICT_CHK)?;
         Ok(self)
+    }
+
+    /// Asks NETLINK_ROUTE, as [`Self::ask`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn ask_route(
+        &mut self,
+        question: &RouteNetlinkMessage,
+        flags: u16,
+        take: impl FnMut(&[u8]) -> Result<(), DecodeError>,
+    ) -> io::Result<bool> {
+        let mut body = vec![0; NetlinkSerializable::buffer_len(question)];
+        question.serialize(&mut body);
+        self.ask(question.message_type(), flags, &body, take)
     }
 
     /// Asks, and hands every part of the answer to `take`, without the netlink header. Returns false if
@@ -147,6 +164,29 @@ impl Answer {
     }
 }
 
+/// Hands type and value of each attribute behind a header to `take`.
+///
+/// # Errors
+///
+/// An attribute is longer than what is there, or what `take` says.
+pub fn attributes(
+    body: &[u8],
+    header_len: usize,
+    mut take: impl FnMut(u16, &[u8]) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    for attribute in NlasIterator::new(body.get(header_len..).unwrap_or_default()) {
+        let attribute = attribute?;
+        take(attribute.kind(), attribute.value())?;
+    }
+    Ok(())
+}
+
+/// Returns the bytes of a string up to its zero byte.
+#[must_use]
+pub fn text(value: &[u8]) -> &[u8] {
+    value.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
 /// The kernel's own address. A socket that is connected to it takes nothing from anybody else.
 pub const KERNEL: SocketAddrNetlink = SocketAddrNetlink::new(0, 0);
 
@@ -175,8 +215,8 @@ pub fn set_option(socket: &OwnedFd, option: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_MULTIPART, NetlinkMessage, NetlinkSerializable};
-    use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+    use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_MULTIPART, NetlinkMessage};
+    use netlink_packet_route::link::LinkMessage;
 
     use super::*;
 
@@ -269,22 +309,17 @@ mod tests {
         let list = |index: u32| {
             let mut message = LinkMessage::default();
             message.header.index = index;
-            let question = RouteNetlinkMessage::GetLink(message);
-            let mut body = vec![0; NetlinkSerializable::buffer_len(&question)];
-            question.serialize(&mut body);
-            (question.message_type(), body)
+            RouteNetlinkMessage::GetLink(message)
         };
         // A strict kernel lists nothing for a header that says what a list cannot be limited by.
-        let (kind, limited) = list(1);
-        let error = requests.ask(kind, NLM_F_DUMP, &limited, |_| Ok(())).unwrap_err();
+        let error = requests.ask_route(&list(1), NLM_F_DUMP, |_| Ok(())).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         let mut devices = 0;
         let take = |_: &[u8]| {
             devices += 1;
             Ok(())
         };
-        let (kind, whole) = list(0);
-        requests.ask(kind, NLM_F_DUMP, &whole, take).unwrap();
+        requests.ask_route(&list(0), NLM_F_DUMP, take).unwrap();
         assert!(devices > 0, "there is a loopback device");
     }
 }

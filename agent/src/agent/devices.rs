@@ -21,7 +21,7 @@ use crate::{
     clock,
     control::wire::GuardedDevice,
     datapath::{self, DatapathError},
-    events::escape::escape,
+    events::escape::{KERNEL_NAME_CHARS_MAX, escape},
     identity::devices::{Device, Host, Inside, Known, Network, Owned, Owners, own_by_host, owners, ways_out},
     policy::{ask::octets, map_state::MapState, names},
     sources::{
@@ -43,8 +43,6 @@ const AGAIN_NS: u64 = 1_000_000_000;
 const QUIET_NS: u64 = 10_000_000_000;
 /// How often to look again at what changes while it is looked at.
 const LOOKS_MAX: usize = 3;
-/// A name has 15 bytes, each at most four characters when it is escaped.
-const NAME_CHARS_MAX: usize = 60;
 /// In the place of a workload.
 const HOST: &str = "(host)";
 /// Kinds of devices that have another end.
@@ -263,7 +261,7 @@ impl Core {
             let name = self.labels.cgroups.get(&owned.cgroup).and_then(|slot| self.labels.names.get(&slot.id));
             let of_it = owners.of_workloads().filter(|(_, cgroup)| owned.cgroup != 0 && *cgroup == owned.cgroup);
             GuardedDevice {
-                device: escape(owned.device.name.as_bytes(), NAME_CHARS_MAX).text,
+                device: escape(owned.device.name.as_bytes(), KERNEL_NAME_CHARS_MAX).text,
                 index: owned.device.index,
                 workload: match name {
                     _ if is_host => HOST.to_owned(),
@@ -416,8 +414,8 @@ fn inside(link: Link) -> Inside {
     Inside {
         index: link.index,
         // A workload may name it.
-        name: escape(link.name.as_encoded_bytes(), NAME_CHARS_MAX).text,
-        kind: link.kind.map(|kind| escape(kind.as_bytes(), NAME_CHARS_MAX).text),
+        name: escape(link.name.as_encoded_bytes(), KERNEL_NAME_CHARS_MAX).text,
+        kind: link.kind.map(|kind| escape(kind.as_bytes(), KERNEL_NAME_CHARS_MAX).text),
         is_loopback: link.is_loopback,
         leads_elsewhere: link.peer_netns.is_some(),
     }

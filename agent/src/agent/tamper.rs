@@ -23,7 +23,7 @@ use crate::{
     control::wire::{ProgramOfOthers, Tampering},
     datapath::{self, Act, DatapathError, Device, Finding, Neighbour, Object, Place, ProgramInfo},
     events::{
-        escape::{PATH_CHARS_MAX, escape},
+        escape::{KERNEL_NAME_CHARS_MAX, PATH_CHARS_MAX, escape},
         record::{ForeignProgram, Now, Record, TamperEvent, TamperedDevice, UnixMillis, new_uid},
         words,
     },
@@ -43,8 +43,6 @@ const COMPARED: usize = 64;
 /// In the run directory: in which boot and network namespace an agent attached its programs, and nobody took them off on
 /// purpose.
 const MARKER: &str = "attached";
-/// A name of a program has 15 bytes, each at most four characters when it is escaped.
-const NAME_CHARS_MAX: usize = 60;
 
 /// What was found so far.
 #[derive(Default)]
@@ -216,7 +214,7 @@ impl Core {
         }
         let device = finding.object.device().map(|index| {
             let owned = self.watch.owners().devices.get(&index);
-            let name = owned.map(|owned| escape(owned.device.name.as_bytes(), NAME_CHARS_MAX).text);
+            let name = owned.map(|owned| escape(owned.device.name.as_bytes(), KERNEL_NAME_CHARS_MAX).text);
             TamperedDevice { index, name: name.filter(|name| !name.is_empty()) }
         });
         let event = TamperEvent {
@@ -288,7 +286,7 @@ impl Core {
         };
         let mut rows = Vec::new();
         for (index, owned) in &self.watch.owners().devices {
-            let name = escape(owned.device.name.as_bytes(), NAME_CHARS_MAX).text;
+            let name = escape(owned.device.name.as_bytes(), KERNEL_NAME_CHARS_MAX).text;
             rows.extend(self.datapath.neighbours_at_device(*index)?.into_iter().map(|n| row(Some(*index), &name, n)));
         }
         let hierarchy = self.roster.hierarchy();
@@ -310,6 +308,6 @@ impl Core {
 }
 
 fn foreign(info: ProgramInfo) -> ForeignProgram {
-    let (tag, ProgramInfo { id, name, uid, .. }) = (info.tag_text(), info);
-    ForeignProgram { id, name: escape(&name, NAME_CHARS_MAX).text, tag, loaded_by: uid }
+    let name = escape(&info.name, KERNEL_NAME_CHARS_MAX).text;
+    ForeignProgram { id: info.id, name, tag: info.tag_text(), loaded_by: info.uid }
 }

@@ -15,7 +15,7 @@ use crate::{
         wire::{ProgramOfOthers, Reply, Request},
     },
     doctor::{
-        Finding, Outcome, Program, examine, holders,
+        Finding, Holders, Outcome, Program, examine, holders,
         who_dropped::{self, AgentSaid, Clue, Foreign, Tuple, Weight},
     },
 };
@@ -86,12 +86,11 @@ fn programs(socket: &Path) -> Vec<Finding> {
         };
         Finding::new(outcome, "programs", said, fix)
     };
-    said(&programs).into_iter().zip(programs.iter().map(|program| program.before)).map(finding).collect()
+    said(&programs, &holders()).into_iter().zip(programs.iter().map(|program| program.before)).map(finding).collect()
 }
 
 /// Programs as sentences, with who holds them.
-fn said(programs: &[ProgramOfOthers]) -> Vec<String> {
-    let holders = holders();
+fn said(programs: &[ProgramOfOthers], holders: &Holders) -> Vec<String> {
     let said = |program: &ProgramOfOthers| {
         let ProgramOfOthers { place, hook, before, device, id, name, tag, loaded_by } = program;
         let order = match (device, before) {
@@ -103,14 +102,15 @@ fn said(programs: &[ProgramOfOthers]) -> Vec<String> {
             return format!("{place} {hook}: a filter {name}, {order} eastwall's");
         }
         let program = Program { id: *id, name, tag, loaded_by: *loaded_by };
-        program.sentence(&format!("{place} {hook}"), order, &holders)
+        program.sentence(&format!("{place} {hook}"), order, holders)
     };
     programs.iter().map(said).collect()
 }
 
 /// Says what is known about a flow; the answer is "no" if something drops it for sure.
 fn who_dropped(tuple: &Tuple, socket: &Path, output: &mut Output) -> Result<Exit, CliError> {
-    let clues = who_dropped::look(tuple, &ask_agent(tuple, socket));
+    let holders = holders();
+    let clues = who_dropped::look(tuple, &ask_agent(tuple, socket, &holders), &holders);
     if output.for_people() {
         let row = |clue: &Clue| vec![clue.weight.to_string(), clue.layer.to_owned(), clue.found.clone()];
         let rows: Vec<Vec<String>> = clues.iter().map(row).collect();
@@ -123,7 +123,7 @@ fn who_dropped(tuple: &Tuple, socket: &Path, output: &mut Output) -> Result<Exit
     Ok(if dropped { Exit::No } else { Exit::Done })
 }
 
-fn ask_agent(tuple: &Tuple, socket: &Path) -> AgentSaid {
+fn ask_agent(tuple: &Tuple, socket: &Path, holders: &Holders) -> AgentSaid {
     let mut said = AgentSaid::default();
     match client::stream(socket, &Request::Recent) {
         Ok(replies) => said.denials.extend(replies.filter_map(|reply| match reply {
@@ -144,7 +144,7 @@ fn ask_agent(tuple: &Tuple, socket: &Path) -> AgentSaid {
         _ => {}
     }
     if let Ok(Reply::Programs { programs }) = client::ask(socket, &Request::Programs) {
-        let sentences = self::said(&programs);
+        let sentences = self::said(&programs, holders);
         let foreign = |(program, said): (&ProgramOfOthers, String)| Foreign { device: program.device, said };
         said.programs = programs.iter().zip(sentences).map(foreign).collect();
     }

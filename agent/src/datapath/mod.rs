@@ -18,7 +18,9 @@ pub use kernel::{
     Prepared, Questions, RawElement, Runs, forget_idle,
 };
 pub use pins::{Pins, PinsError};
-pub use sys::{MapKind, ProgramInfo, TestRun, describe, netns_cookie, open_pin, test_run, wait_for_running_programs};
+pub use sys::{
+    MapKind, ProgramInfo, TestRun, describe, netns_cookie, open_pin, program_by_id, test_run, wait_for_running_programs,
+};
 pub use table::{Table, TableError};
 
 pub use crate::policy::plan::Capacity;

@@ -284,12 +284,19 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     Ok(ProgramInfo { id: info[1], name, tag, uid: info[12] })
 }
 
-/// Says what the kernel knows of a program, by its number. One that is gone, or that this user may not open, has no name.
+/// Says what the kernel knows of a program, by its number; `None` if it is gone.
+///
+/// # Errors
+///
+/// What the kernel says; a user who may not open programs gets EPERM.
+pub fn program_by_id(id: u32) -> io::Result<Option<ProgramInfo>> {
+    open_program(id)?.map(|program| program_info(program.as_fd())).transpose()
+}
+
+/// The same for whoever may open any program: one that is gone has no name.
 #[must_use]
 pub fn describe(id: u32) -> ProgramInfo {
-    let open = open_program(id).ok().flatten();
-    let info = open.and_then(|program| program_info(program.as_fd()).ok());
-    info.unwrap_or_else(|| ProgramInfo { id, ..ProgramInfo::default() })
+    program_by_id(id).ok().flatten().unwrap_or_else(|| ProgramInfo { id, ..ProgramInfo::default() })
 }
 
 /// Fills `info` with as much as it takes of what the kernel says about an object.

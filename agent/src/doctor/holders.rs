@@ -23,10 +23,16 @@ impl Program<'_> {
     #[must_use]
     pub fn sentence(&self, place: &str, order: &str, holders: &Holders) -> String {
         let Self { id, name, tag, loaded_by } = self;
-        let by = holders.get(id).map(|who| format!(", held by {}", who.join(", "))).unwrap_or_default();
+        let by = held_by(*id, holders);
         let name = if name.is_empty() { "without a name" } else { name };
         format!("{place}: {id} {name}, {order} eastwall's (tag {tag}, loaded by user {loaded_by}{by})")
     }
+}
+
+/// Says who holds a program, as it goes on behind what else is said of it; nothing if nobody does.
+#[must_use]
+pub fn held_by(id: u32, holders: &Holders) -> String {
+    holders.get(&id).map(|who| format!(", held by {}", who.join(", "))).unwrap_or_default()
 }
 
 /// Returns who holds programs. One that is pinned or attached without a link may be held by nobody, and what this user may

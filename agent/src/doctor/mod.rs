@@ -53,7 +53,7 @@ impl Finding {
     }
 }
 
-pub use holders::{Program, holders};
+pub use holders::{Holders, Program, held_by, holders};
 
 /// Looks at everything, the host first.
 #[must_use]

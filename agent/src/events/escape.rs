@@ -10,8 +10,8 @@
 
 use std::fmt::Write as _;
 
-/// Most characters of a process name: 15 bytes, all of them escaped.
-pub const COMM_CHARS_MAX: usize = 60;
+/// Most characters of the name of a process, a device or a program: 15 bytes, all of them escaped.
+pub const KERNEL_NAME_CHARS_MAX: usize = 60;
 /// Most characters of the name of a unit, a container, a service.
 pub const NAME_CHARS_MAX: usize = 256;
 /// Most characters of a path.
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(cut(b"a \\b", 3), "a");
         assert_eq!(cut(b"abc", 3), "abc");
         assert!(!escape(b"abc", 3).truncated && escape(b"abcd", 3).truncated);
-        assert_eq!(escape(&[0xff; 15], COMM_CHARS_MAX).text.len(), 60);
+        assert_eq!(escape(&[0xff; 15], KERNEL_NAME_CHARS_MAX).text.len(), 60);
     }
 
     #[test]

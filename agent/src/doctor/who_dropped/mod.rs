@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use self::tuple::{InvalidTuple, Tuple};
+use super::Holders;
 
 /// How sure a clue is.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -78,14 +79,14 @@ pub struct Foreign {
     pub said: String,
 }
 
-/// Looks at all layers of this host. The surest clues come first.
+/// Looks at all layers of this host; `holders` are those of programs. The surest clues come first.
 #[must_use]
-pub fn look(tuple: &Tuple, said: &AgentSaid) -> Vec<Clue> {
+pub fn look(tuple: &Tuple, said: &AgentSaid, holders: &Holders) -> Vec<Clue> {
     let way = route::look(tuple);
     let mut clues = denials::look(tuple, said);
     clues.extend(way.clues);
     clues.extend(programs(said, &way.devices));
-    clues.extend(xdp::look(&way.devices));
+    clues.extend(xdp::look(&way.devices, holders));
     clues.extend(nft::look(tuple));
     clues.extend(sockets::look(tuple));
     clues.sort_by_key(|clue| clue.weight);

@@ -2,14 +2,14 @@
 
 use std::{io, net::IpAddr};
 
-use netlink_packet_core::{Emitable as _, NLM_F_ACK, NetlinkSerializable, NlasIterator, parse_u32};
+use netlink_packet_core::{Emitable as _, NLM_F_ACK, parse_u32};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 
 use super::{Clue, Tuple, Weight};
-use crate::netlink::Requests;
+use crate::netlink::{Requests, attributes};
 
 const LAYER: &str = "routing";
 
@@ -104,19 +104,16 @@ fn ask(requests: &mut Requests, to: IpAddr, from: Option<(IpAddr, Option<u32>)>)
         message.attributes.push(RouteAttribute::Source(from.into()));
         message.attributes.extend(by.map(RouteAttribute::Iif));
     }
-    let question = RouteNetlinkMessage::GetRoute(message);
-    let mut body = vec![0; NetlinkSerializable::buffer_len(&question)];
-    question.serialize(&mut body);
     let mut found = None;
-    requests.ask(question.message_type(), NLM_F_ACK, &body, |answer| {
+    requests.ask_route(&RouteNetlinkMessage::GetRoute(message), NLM_F_ACK, |answer| {
         let header = RouteHeader::parse(answer)?;
         let mut device = None;
-        for attribute in NlasIterator::new(answer.get(header.buffer_len()..).unwrap_or_default()) {
-            let attribute = attribute?;
-            if attribute.kind() == libc::RTA_OIF {
-                device = Some(parse_u32(attribute.value())?);
+        attributes(answer, header.buffer_len(), |attribute, value| {
+            if attribute == libc::RTA_OIF {
+                device = Some(parse_u32(value)?);
             }
-        }
+            Ok(())
+        })?;
         found = Some(Found { kind: header.kind, device });
         Ok(())
     })?;

@@ -16,7 +16,7 @@ use agent_common::{
 use super::{
     community_id::{Tuple, community_id},
     decode::{Denial, KernelProcess, is_packet},
-    escape::{COMM_CHARS_MAX, NAME_CHARS_MAX, PATH_CHARS_MAX, escape},
+    escape::{KERNEL_NAME_CHARS_MAX, NAME_CHARS_MAX, PATH_CHARS_MAX, escape},
     process::ProcessDetails,
     record::{
         Answer, DenyEvent, End, Kind, LongField, Now, Outcome, Point, PolicyRef, Process, RuleKind, RuleRef, new_uid,
@@ -185,7 +185,7 @@ impl Enrich<'_> {
         Process {
             pid: kernel.pid,
             uid: kernel.uid,
-            comm: limited(&kernel.comm[..length], COMM_CHARS_MAX, LongField::Comm, truncated),
+            comm: limited(&kernel.comm[..length], KERNEL_NAME_CHARS_MAX, LongField::Comm, truncated),
             exe: exe.map(|exe| limited(&exe, PATH_CHARS_MAX, LongField::Exe, truncated)),
             start,
         }

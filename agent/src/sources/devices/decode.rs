@@ -3,7 +3,7 @@
 
 use std::{ffi::OsString, net::IpAddr, os::unix::ffi::OsStringExt as _};
 
-use netlink_packet_core::{DecodeError, Emitable, NlasIterator, parse_i32, parse_u32};
+use netlink_packet_core::{DecodeError, Emitable, parse_i32, parse_u32};
 use netlink_packet_route::{
     AddressFamily,
     address::AddressHeader,
@@ -13,6 +13,7 @@ use netlink_packet_route::{
 };
 
 use super::Link;
+use crate::netlink::{attributes, text};
 
 /// linux/if_link.h.
 const IFLA_INFO_KIND: u16 = 1;
@@ -121,24 +122,6 @@ pub(super) fn way(body: &[u8]) -> Result<Option<u32>, DecodeError> {
     // IPv6 has a device in these, too.
     let goes = !matches!(header.kind, RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit);
     Ok(device.filter(|_| goes))
-}
-
-/// Hands type and value of each attribute behind a header to `take`.
-fn attributes(
-    body: &[u8],
-    header_len: usize,
-    mut take: impl FnMut(u16, &[u8]) -> Result<(), DecodeError>,
-) -> Result<(), DecodeError> {
-    for attribute in NlasIterator::new(body.get(header_len..).unwrap_or_default()) {
-        let attribute = attribute?;
-        take(attribute.kind(), attribute.value())?;
-    }
-    Ok(())
-}
-
-/// A string up to its zero byte.
-fn text(value: &[u8]) -> &[u8] {
-    value.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
 fn ip(value: &[u8]) -> Result<IpAddr, DecodeError> {

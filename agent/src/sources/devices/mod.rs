@@ -17,7 +17,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use netlink_packet_core::{DecodeError, DefaultNla, NLM_F_ACK, NLM_F_DUMP, NetlinkSerializable as _};
+use netlink_packet_core::{DecodeError, DefaultNla, NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
@@ -337,9 +337,7 @@ impl Devices {
     ) -> io::Result<bool> {
         // Whoever panicked left at most an answer behind, and that is skipped.
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut body = vec![0; question.buffer_len()];
-        question.serialize(&mut body);
-        requests.ask(question.message_type(), how, &body, take)
+        requests.ask_route(question, how, take)
     }
 }
 
