@@ -7,7 +7,7 @@ use std::{net::SocketAddr, ops::Range};
 use agent_common::{layout::Hook, verdict::Reason};
 use tests::{
     frames::{FAMILIES, fragments, framed, ip_tcp, ip_udp, nothing_arrives},
-    lab::{Command, Family, GuardOptions, Socket, Wall, magic},
+    lab::{Command, Family, GuardOptions, Socket, Transmit, Wall, magic},
     scene::repetitions,
 };
 
@@ -192,11 +192,13 @@ fn g43_datagrams_that_never_end_use_up_the_room_of_their_sender_alone() {
         let wall = sender.wall;
         let (socket, back) = wall.web.udp(sender.family);
         wall.allow(&["web -> db: udp/any", "db -> web: udp/any"]);
-        for n in 0..count {
-            // More than there are numbers: then the others of the same number have begun.
-            let id = u16::try_from(n % 65_521).unwrap();
-            let piece = fragments(&sender.whole(sender.to), id, &RANGES[..1]);
-            sender.send(piece);
+        let whole = sender.whole(sender.to);
+        // More than there are numbers: then the others of the same number have begun.
+        let ids = (0..count).map(|n| u16::try_from(n % 65_521).unwrap());
+        let begun: Vec<_> = ids.flat_map(|id| fragments(&whole, id, &RANGES[..1])).collect();
+        for some in begun.chunks(1_000) {
+            let frames: Vec<_> = some.iter().map(|piece| framed(sender.ethernet, piece)).collect();
+            assert_eq!(wall.hammer_frames(&frames, 1, Transmit::Bypass), Ok(some.len()));
         }
         let denials = wall.denials();
         let causes = denials.causes();
