@@ -16,7 +16,7 @@ use std::{
 use eastwall::control::wire::{Applied, Status};
 use serde_json::Value;
 
-use crate::lab::{Actor, Agent, AgentOptions, Cgroup, Errno, Family, Kind, Lab, Need, NetNs, Socket};
+use crate::lab::{Actor, Agent, AgentOptions, Cgroup, Errno, Family, Kind, Lab, Need, NetNs, Socket, slowness};
 
 /// Long enough for every answer that comes.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -254,6 +254,14 @@ pub fn document(output: &Output) -> Value {
 #[must_use]
 pub fn repetitions(usual: usize, long: usize) -> usize {
     if is_long() { long } else { usual }
+}
+
+/// As [`repetitions`], of rounds that each wait for every CPU or for an agent: fewer where the machine is emulated, which
+/// would take hours.
+#[must_use]
+pub fn rounds(usual: usize, long: usize) -> usize {
+    const FEWEST: usize = 4;
+    repetitions((usual / slowness() as usize).max(usual.min(FEWEST)), long)
 }
 
 /// Says whether `EASTWALL_LONG=1` asks for the full counts of what is promised.

@@ -10,11 +10,11 @@ use std::{
 
 use tests::{
     lab::{AgentOptions, Family, Kind, Witness, magic},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, renamed, repetitions},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, renamed, rounds},
 };
 
 fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
-    let flips = repetitions(100, 1_000);
+    let flips = rounds(100, 1_000);
     let options = AgentOptions { fast_refusal, ..AgentOptions::default() };
     let Some(scene) = Scene::open_by(|lab| renamed(lab, "alpha", "alpha", PORT), &options) else { return };
     let (receiver, to) = scene.db.udp_bind(SocketAddr::new(LOOPBACK[0], PORT)).unwrap();

@@ -6,11 +6,11 @@ use std::{thread, time::Duration};
 
 use tests::{
     lab::{Family, Kind, Place, Scene, Witness, magic},
-    scene::{BRIEF, renamed, repetitions},
+    scene::{BRIEF, renamed, rounds},
 };
 
 fn flips_deliver_nothing_that_only_a_mixture_allows(fast_refusal: bool) {
-    let flips = repetitions(300, 5_000);
+    let flips = rounds(300, 5_000);
     let Some(scene) = Scene::open(Place::Loopback, fast_refusal) else { return };
     let (receiver, to) = scene.db.udp(Family::V4);
     let sender = scene.web.actor.socket(Family::V4, Kind::Datagram, 0).unwrap();
