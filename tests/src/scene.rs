@@ -256,8 +256,8 @@ pub fn repetitions(usual: usize, long: usize) -> usize {
     if is_long() { long } else { usual }
 }
 
-/// As [`repetitions`], of rounds that each wait for every CPU or for an agent: fewer where the machine is emulated, which
-/// would take hours.
+/// As [`repetitions`], of rounds that each wait for every CPU: fewer where the machine is emulated, whose two CPUs take
+/// seconds for one under load.
 #[must_use]
 pub fn rounds(usual: usize, long: usize) -> usize {
     const FEWEST: usize = 4;

@@ -14,7 +14,7 @@ use eastwall::control::{
 use serde_json::Value;
 use tests::{
     lab::{Actor, Agent, AgentOptions, Errno, Lab, Reply as Done, Socket, Witness, magic, patience},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, document, is_long, policy, rounds},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, document, is_long, policy, repetitions},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
@@ -54,7 +54,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 
 #[test]
 fn g70_a_revocation_ends_the_open_connection_at_both_ends_and_its_undoing_restores_the_flow() {
-    let rounds = rounds(50, 200);
+    let rounds = repetitions(50, 200);
     let (rules, externals) = many_rules();
     let policy_of = |lab: &Lab| policy(lab, &rules, &externals);
     let Some(scene) = Scene::open_by(policy_of, &AgentOptions::default()) else { return };

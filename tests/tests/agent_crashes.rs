@@ -12,7 +12,7 @@ use std::{
 
 use tests::{
     lab::{Agent, AgentOptions, Errno, Witness, magic},
-    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, datagram, is_long, repetitions, rounds},
+    scene::{BRIEF, LONG, LOOPBACK, PORT, Scene, datagram, is_long, repetitions},
 };
 
 const OPEN: &str = "[{ from: web, to: db, ports: [tcp/5432] }]";
@@ -49,12 +49,12 @@ fn held(agent: &Agent) -> usize {
 
 #[test]
 fn g82_killing_the_agent_under_load_lets_no_denied_payload_pass_and_cuts_no_allowed_connection() {
-    kill_under_load(true, rounds(20, 100));
+    kill_under_load(true, repetitions(20, 100));
 }
 
 #[test]
 fn g82_killing_the_agent_under_load_lets_no_denied_payload_pass_the_boundary_alone() {
-    kill_under_load(false, rounds(5, 100));
+    kill_under_load(false, repetitions(5, 100));
 }
 
 fn kill_under_load(fast_refusal: bool, kills: usize) {

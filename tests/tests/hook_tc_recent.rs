@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, thread, time::Duration};
 
-use agent_common::{flow::proto, layout::Hook, verdict::Reason};
+use agent_common::{layout::Hook, verdict::Reason};
 use tests::{
     frames::{FAMILIES, framed, ip_udp, nothing_arrives},
     lab::{Command, Socket, Wall, magic},
@@ -69,18 +69,19 @@ fn an_answer_passes_without_the_flow_table_for_a_moment_only() {
 fn a_device_that_changes_hands_and_a_policy_that_changes_are_seen_by_the_next_packet() {
     let Some(wall) = Wall::open(false) else { return };
     let [web, _] = wall.devices();
+    wall.ask_no_neighbour_again();
     for family in FAMILIES {
         wall.open_way("udp/any");
         let running = Running::begin(&wall, wall.db.udp(family), wall.web.udp(family));
         let _ = wall.denials();
         wall.guard_device(web, wall.db.cgroup.id());
         assert!(!running.answers(), "{family:?}: the new owner of a device has a flow of the old one");
-        assert_eq!(wall.denials().causes_of(proto::UDP), [(Hook::TcTo, Reason::NoRule)]);
+        assert_eq!(wall.denials().causes(), [(Hook::TcTo, Reason::NoRule)]);
         wall.guard_device(web, wall.web.cgroup.id());
         running.go_on();
         wall.allow(&[]);
         assert!(!running.answers(), "{family:?}: a flow outlives its rule");
-        assert_eq!(wall.denials().causes_of(proto::UDP), [(Hook::TcFrom, Reason::NoRule)]);
+        assert_eq!(wall.denials().causes(), [(Hook::TcFrom, Reason::NoRule)]);
     }
 }
 

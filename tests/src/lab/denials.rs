@@ -57,18 +57,6 @@ impl Denials {
         self.records.iter().map(|r| cause(r).expect("a record names its hook and reason")).collect()
     }
 
-    /// As [`Self::causes`], of one protocol alone: at moments of its choice the kernel asks whether a neighbour is there
-    /// still, and that may be denied as well.
-    ///
-    /// # Panics
-    ///
-    /// As [`Self::causes`].
-    #[must_use]
-    pub fn causes_of(&self, proto: u8) -> Vec<(Hook, Reason)> {
-        let causes = self.causes().into_iter().zip(&self.records);
-        causes.filter(|(_, record)| record.proto == proto).map(|(cause, _)| cause).collect()
-    }
-
     /// As [`Self::causes`], of attempts to begin a flow: without segments of connections that are open,
     /// which TCP sends again and again.
     ///

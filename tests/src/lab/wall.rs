@@ -327,6 +327,22 @@ impl Wall {
         }
     }
 
+    /// Keeps the kernels of both workloads from asking whether a neighbour is there still, which they do some seconds after
+    /// a packet was sent to it.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    pub fn ask_no_neighbour_again(&self) {
+        const LATER: &str = "3600";
+        for (party, device) in [(&self.web, "web0"), (&self.db, "db0")] {
+            for family in ["ipv4", "ipv6"] {
+                let path = format!("/proc/sys/net/{family}/neigh/{device}/delay_first_probe_time");
+                party.net.run(|| std::fs::write(&path, LATER).expect("put off when a neighbour is asked for"));
+            }
+        }
+    }
+
     /// Makes a switch of the host: it looks at no IP address, so that a frame of any arrives. Gives the hardware
     /// addresses of `web` and of `db`.
     ///

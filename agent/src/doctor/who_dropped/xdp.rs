@@ -133,6 +133,7 @@ mod tests {
         assert_eq!(device(&none).unwrap().programs, []);
         assert!(device(&bytes[..bytes.len() - 3]).is_err());
     }
+
     #[test]
     fn what_is_not_known_of_a_program_is_not_said() {
         let holders = Holders::from([(7, vec!["12 (lb)".to_owned()])]);
