@@ -84,7 +84,7 @@ impl BootGuard {
         let mut ebpf = loader.load(bytes).map_err(DatapathError::Load)?;
         let types = Btf::from_sys_fs().map_err(|e| DatapathError::Load(e.into()))?;
         let mut load = |name| {
-            let program = load_program(name, ebpf.program_mut(name), &types)?.try_clone_to_owned();
+            let program = load_program(&mut ebpf, name, &types)?.try_clone_to_owned();
             Ok((name, program.map_err(|e| DatapathError::program("hold", name, e))?))
         };
         let programs = boot::PROGRAMS.into_iter().map(&mut load).collect::<Result<Vec<_>, DatapathError>>()?;

@@ -1,14 +1,11 @@
 //! Loads the programs and attaches them, or puts them under the links of an earlier agent.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs::File,
     io,
-    num::NonZero,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Mutex, PoisonError},
-    thread,
 };
 
 use agent_common::layout::names::{boot, program};
@@ -113,8 +110,7 @@ const fn is_fast_refusal(name: &str) -> bool {
 /// How often a load is tried that the kernel gave up halfway.
 const LOAD_TRIES: u32 = 10;
 
-/// Loads the programs that can be attached, as many at a time as there are CPUs: the kernel takes up to half a second to
-/// check each. Returns their numbers.
+/// Loads the programs that can be attached: the kernel takes half a second to check each. Returns their numbers.
 pub(super) fn load_programs(
     ebpf: &mut Ebpf,
     config: &DatapathConfig,
@@ -126,33 +122,23 @@ pub(super) fn load_programs(
         .filter(|name| config.host || *name != program::TC_HOST)
         .chain([program::TC_CLOSED])
         .filter(|_| config.devices);
-    let mut programs: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
-    let wanted: Vec<_> = of_cgroup.chain(of_devices).map(|name| (name, programs.remove(name))).collect();
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(wanted.len());
-    let (queue, loaded) = (Mutex::new(wanted.into_iter()), Mutex::new(Vec::new()));
-    let work = || {
-        // The guard is gone before the load begins.
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-        while let Some((name, program)) = next() {
-            let number = load_program(name, program, &btf).and_then(|program| {
-                let info = sys::program_info(program).map_err(|e| DatapathError::program("load", name, e))?;
-                Ok((name, info.id))
-            });
-            loaded.lock().unwrap_or_else(PoisonError::into_inner).push(number);
-        }
-    };
-    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
-    loaded.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
+    let mut numbers = BTreeMap::new();
+    for name in of_cgroup.chain(of_devices) {
+        let program = load_program(ebpf, name, &btf)?;
+        let info = sys::program_info(program).map_err(|e| DatapathError::program("load", name, e))?;
+        numbers.insert(name, info.id);
+    }
+    Ok(numbers)
 }
 
-/// Loads a program; `None` is one that the object does not have.
+/// Loads a program of an object.
 pub(in crate::datapath) fn load_program<'a>(
+    ebpf: &'a mut Ebpf,
     name: &'static str,
-    program: Option<&'a mut Program>,
     btf: &Btf,
 ) -> Result<BorrowedFd<'a>, DatapathError> {
     let failed = |source| DatapathError::Program { verb: "load", program: name, source };
-    let program = program.ok_or_else(|| failed("it is not in the object".into()))?;
+    let program = ebpf.program_mut(name).ok_or_else(|| failed("it is not in the object".into()))?;
     again(|| load(name, program, btf), was_interrupted).map_err(|e| failed(Box::new(e)))?;
     Ok(program.fd().map_err(|e| failed(Box::new(e)))?.as_fd())
 }
